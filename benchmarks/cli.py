@@ -1,0 +1,323 @@
+"""``tta-bench``: run methods on streams, list what there is, rank results.
+
+Commands import what they need when they run: ``--help`` and ``list`` answer without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from benchmarks.errors import UsageError
+from streams.errors import StreamError
+from tta.errors import AdapterError
+
+app = typer.Typer(
+    name="tta-bench",
+    help="Test-time adaptation and continual learning on streams: run, compare, trust the number.",
+    epilog="Start with: tta-bench run --method source,tent,deyo --stream fashion-mnist-c",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Names = Annotated[
+    list[str], typer.Option("--method", "-m", help="Method(s): repeat, or separate by commas.")
+]
+StreamName = Annotated[str, typer.Option("--stream", "-s", help="See 'tta-bench list streams'.")]
+Setting = Annotated[
+    Optional[str],
+    typer.Option(help="Order and reset policy: continual (never reset) or reset (each domain)."),
+]
+Severity = Annotated[Optional[str], typer.Option(help="1 to 5, one or several: 5 or 5,3.")]
+Corruption = Annotated[
+    Optional[str], typer.Option("--corruptions", help="Names, separated by commas, in order.")
+]
+NumExamples = Annotated[
+    Optional[int], typer.Option(help="First N images a domain; all by default.")
+]
+BatchSize = Annotated[Optional[int], typer.Option(help="Images a step; the protocol's by default.")]
+DataDir = Annotated[
+    Optional[Path], typer.Option(help="Folder of the data; embedded streams need none.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command()
+def run(
+    method: Names,
+    stream: StreamName,
+    setting: Setting = None,
+    protocol: Annotated[
+        Optional[str], typer.Option(help="A frozen protocol; see 'tta-bench list protocols'.")
+    ] = None,
+    backbone: Annotated[
+        Optional[str], typer.Option(help="Embedded name, timm:NAME, cifar-resnet20, …")
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="Weights file of the backbone (safetensors or torch).")
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", help="Method option key=value; repeat. 'deyo.lr=1e-3' for one only."),
+    ] = None,
+    seed: Annotated[str, typer.Option(help="One seed or several: 0,1,2.")] = "0",
+    severity: Severity = None,
+    corruptions: Corruption = None,
+    num_examples: NumExamples = None,
+    batch_size: BatchSize = None,
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
+    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted runs.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run again what is already finished.")
+    ] = False,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(help="Least time between checkpoints; 0: every step.", min=0)
+    ] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run methods over a stream and print their error per domain.
+
+    Each method and seed gets a folder in the results folder: spec.json, steps.parquet (one row a
+    step) and result.json. A finished run is not run twice; a killed one goes on with --resume.
+
+    Try:
+
+      tta-bench run -m source,norm,tent,deyo -s fashion-mnist-c
+
+      tta-bench run -m tent -s fashion-mnist-c --setting reset --set lr=5e-4 --seed 0,1,2
+
+      tta-bench run -m deyo -s cifar10-c --data-dir DATA --backbone cifar-resnet20 --checkpoint FILE
+    """
+    with _errors():
+        from benchmarks.console import progress_bar, results_table
+        from benchmarks.runner import run as run_spec
+        from benchmarks.spec import resolve
+
+        methods = _split(method)
+        options = _options(set_ or [], methods)
+        # All specs are built before the first runs: a wrong last method wastes nothing.
+        specs = [
+            resolve(
+                name,
+                stream,
+                protocol=protocol,
+                setting=setting,
+                options=options[name],
+                backbone=backbone,
+                checkpoint=str(checkpoint) if checkpoint else None,
+                seed=value,
+                device=device,
+                dtype=dtype,
+                data_dir=str(data_dir) if data_dir else None,
+                severity=_integers("severity", severity),
+                corruptions=tuple(_split([corruptions])) if corruptions else None,
+                num_examples=num_examples,
+                batch_size=batch_size,
+            )
+            for name in methods
+            for value in _integers("seed", seed) or ()
+        ]
+        rows = []
+        for spec in specs:
+            with progress_bar(f"{spec.method} s{spec.seed}") as progress:
+                rows.append(
+                    run_spec(
+                        spec,
+                        out,
+                        resume=resume,
+                        overwrite=overwrite,
+                        checkpoint_seconds=checkpoint_seconds,
+                        progress=progress,
+                    )
+                )
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+        else:
+            results_table(rows)
+            typer.echo(f"results: {out}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        Optional[str],
+        typer.Argument(help="methods, streams, settings, backbones, corruptions or protocols."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List methods, streams, settings, backbones, corruptions and protocols."""
+    with _errors():
+        from benchmarks.catalogue import catalogue
+
+        entries = catalogue()
+        if what is not None:
+            if what not in entries:
+                from tta.config import did_you_mean
+
+                raise UsageError(
+                    f"cannot list {what!r}{did_you_mean(what, entries)}; "
+                    f"known: {', '.join(entries)}"
+                )
+            entries = {what: entries[what]}
+        if as_json:
+            typer.echo(json.dumps(entries, indent=2))
+            return
+        for kind, names in entries.items():
+            typer.echo(f"{kind}:")
+            width = max(map(len, names), default=0)
+            for name, summary in names.items():
+                typer.echo(f"  {name:<{width}}  {summary}".rstrip())
+
+
+@app.command()
+def leaderboard(
+    results: Annotated[list[Path], typer.Argument(help="Results folders (searched in depth).")],
+    export: Annotated[
+        Optional[list[Path]], typer.Option(help="Write FILE.csv or FILE.md; repeat for both.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank finished runs within each protocol, backbone and provenance."""
+    with _errors():
+        from benchmarks.leaderboard import export as write
+        from benchmarks.leaderboard import leaderboard as rank
+        from benchmarks.results import find_results
+
+        rows = rank(find_results(results))
+        for path in export or ():
+            write(rows, path)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+        else:
+            from benchmarks.console import leaderboard_table
+
+            leaderboard_table(rows)
+        for path in export or ():
+            typer.echo(f"written: {path}", err=as_json)
+
+
+@app.command()
+def describe(
+    stream: Annotated[
+        Optional[str], typer.Option("--stream", "-s", help="Stream whose plan to print.")
+    ] = None,
+    method: Annotated[
+        Optional[str], typer.Option("--method", "-m", help="Method whose options to print.")
+    ] = None,
+    setting: Setting = None,
+    severity: Severity = None,
+    corruptions: Corruption = None,
+    num_examples: NumExamples = None,
+    batch_size: BatchSize = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a stream's plan (order, domains, resets, labels, hash) or a method's options."""
+    with _errors():
+        from benchmarks import console
+
+        if (stream is None) == (method is None):
+            raise UsageError("name either --stream or --method")
+        if method is not None:
+            console.show_method(method, as_json)
+            return
+        assert stream is not None
+        import streams
+        from streams.corruptions.names import CORRUPTIONS
+
+        made = streams.create(
+            stream,
+            setting=setting or "continual",
+            severity=_integers("severity", severity) or 5,
+            corruptions=tuple(_split([corruptions])) if corruptions else CORRUPTIONS,
+            num_examples=num_examples,
+            batch_size=batch_size or 200,
+            seed=seed,
+            data_dir=data_dir,
+        )
+        console.show_stream(made.describe(), as_json)
+
+
+@app.command()
+def pretrain(
+    arch: Annotated[str, typer.Option(help="Embedded architecture; see 'list backbones'.")],
+    out: Annotated[Path, typer.Option(help="safetensors file to write.")],
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder of the four Fashion-MNIST idx files.")
+    ] = Path("/usr/share/datasets/fashion-mnist"),
+    epochs: Annotated[Optional[int], typer.Option(help="The recipe's by default.", min=1)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train an embedded source model on the 60,000 Fashion-MNIST training images."""
+    with _errors():
+        from benchmarks.pretrain import pretrain as train
+
+        options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+        report = train(arch, data_dir, out, seed=seed, progress=True, **options)
+        typer.echo(json.dumps(report, indent=2) if as_json else f"{report}\nwritten: {out}")
+
+
+def _split(values: list[str]) -> list[str]:
+    names = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    if not names:
+        raise UsageError("an empty list of names was given")
+    return list(dict.fromkeys(names))
+
+
+def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--{name}={text!r}: expected integers separated by commas") from None
+
+
+def _options(pairs: list[str], methods: list[str]) -> dict[str, dict[str, str]]:
+    """``--set`` by method: ``key=value`` goes to all, ``method.key=value`` to one."""
+    made: dict[str, dict[str, str]] = {name: {} for name in methods}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair!r}: expected key=value")
+        owner, dot, field = key.rpartition(".")
+        if dot and owner not in made:
+            raise UsageError(f"--set {pair!r}: {owner!r} is not among the methods of this run")
+        for name in [owner] if dot else methods:
+            made[name][field if dot else key] = value
+    return made
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """One clear line and exit status 2 for what the user can correct; a traceback for the rest."""
+    try:
+        yield
+    except (UsageError, StreamError, AdapterError) as error:
+        print(f"tta-bench: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("tta-bench: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

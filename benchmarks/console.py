@@ -1,0 +1,130 @@
+"""What a person sees: bars and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.leaderboard import DOMAIN_PREFIX, by_group, error_cell
+from benchmarks.runner import Progress
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A tqdm bar on standard error that shows the running error; silent where it is no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit="step", disable=None, dynamic_ncols=True) as bar:
+
+        def advance(done: int, total: int, error_pct: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"error {error_pct:.2f}%", refresh=False)
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Domains down, runs across, the mean and the references last."""
+    several = len({row["seed"] for row in rows}) > 1
+    table = _table(f"error % on {rows[0]['protocol']}, {rows[0]['backbone']}")
+    table.add_column("domain")
+    for row in rows:
+        table.add_column(row["method"] + (f" s{row['seed']}" if several else ""), justify="right")
+    domains = [key for key in rows[0] if key.startswith(DOMAIN_PREFIX)]
+    for key in domains:
+        table.add_row(key.removeprefix(DOMAIN_PREFIX), *(_number(row.get(key)) for row in rows))
+    table.add_section()
+    lines = {
+        "mean": "error_pct",
+        "source model": "source_error_pct",
+        "clean, after": "clean_error_pct",
+        "clean, source": "source_clean_error_pct",
+        "images/s": "images_per_second",
+    }
+    for title, key in lines.items():
+        table.add_row(title, *(_number(row[key]) for row in rows))
+    _console().print(table)
+
+
+def leaderboard_table(rows: Sequence[dict[str, Any]]) -> None:
+    """A ranking per group."""
+    for title, group in by_group(rows):
+        table = _table(title)
+        heads = ("rank", "method", "error %", "seeds", "source %", "clean %", "ECE %", "s/1k")
+        for head in heads:
+            table.add_column(head, justify="left" if head == "method" else "right")
+        for row in group:
+            table.add_row(
+                str(row["rank"]),
+                row["method"],
+                error_cell(row),
+                str(row["seeds"]),
+                *(
+                    _number(row[key])
+                    for key in ("source_error_pct", "clean_error_pct", "ece_pct", "seconds_per_1k")
+                ),
+            )
+        _console().print(table)
+
+
+def show_stream(plan: Mapping[str, Any], as_json: bool) -> None:
+    """A stream's plan."""
+    if as_json:
+        print(json.dumps(plan, indent=2))
+        return
+    for key, value in plan.items():
+        if key != "domains":
+            print(f"{key}: {value}")
+    table = _table("domains in the order of the stream")
+    for head in ("first step", "domain", "severity", "samples"):
+        table.add_column(head, justify="left" if head == "domain" else "right")
+    for domain in plan["domains"]:
+        cells = (domain["first_step"], domain["name"], domain["severity"], domain["samples"])
+        table.add_row(*map(str, cells))
+    _console().print(table)
+
+
+def show_method(name: str, as_json: bool) -> None:
+    """A method's options with defaults, meaning and source."""
+    import tta
+
+    options = [
+        {
+            "option": item.name,
+            "default": None if item.default is MISSING else item.default,
+            "type": str(item.type),
+            "meaning": item.metadata.get("doc", ""),
+        }
+        for item in fields(tta.adapter_config(name))
+    ]
+    if as_json:
+        print(json.dumps(options, indent=2))
+        return
+    table = _table(f"options of {name} (--set option=value)")
+    for head in ("option", "default", "meaning"):
+        table.add_column(head)
+    for option in options:
+        table.add_row(option["option"], str(option["default"]), option["meaning"])
+    _console().print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE, show_edge=False)
+
+
+def _console() -> Console:
+    """Standard output; never narrower than a table needs when it is no terminal."""
+    console = Console(soft_wrap=False)
+    return console if console.is_terminal else Console(width=max(120, console.width))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

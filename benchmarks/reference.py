@@ -1,0 +1,104 @@
+"""The source model's own errors on a stream: measured once, kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.results import write_json
+from streams.errors import StreamError
+from streams.types import Batch, Stream
+
+
+def cache_dir() -> Path:
+    """Folder of what can be computed again: ``$TTA_BENCH_CACHE``, else the user's cache folder."""
+    if given := os.environ.get("TTA_BENCH_CACHE"):
+        return Path(given)
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("tta-bench"))
+
+
+@dataclass
+class SourceReference:
+    """Counts of the source model per domain, filled batch by batch unless they are cached.
+
+    Attributes:
+        model: The source model.
+        file: Where the finished counts are kept.
+        counts: ``[correct, n]`` by domain.
+        clean: ``[correct, n]`` on the clean images; ``None`` where the source has none.
+        known: Whether the counts came from the cache.
+    """
+
+    model: nn.Module
+    file: Path
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    clean: list[int] | None = None
+    known: bool = False
+
+    @classmethod
+    def open(cls, model: nn.Module, weight_hash: str, stream: Stream) -> SourceReference:
+        """The reference of a model on a stream, from the cache where it is there."""
+        key = f"{weight_hash}/{stream.hash}/{stream.dtype}/{torch.__version__}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        made = cls(model=model, file=cache_dir() / "source" / f"{name}.json")
+        try:
+            cached: dict[str, Any] = json.loads(made.file.read_text("utf-8"))
+            made.counts, made.clean, made.known = cached["counts"], cached["clean"], True
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # absent or damaged: it is measured again
+        return made
+
+    def add(self, batch: Batch, stream: Stream, device: str) -> None:
+        """Count the source model's hits on one batch, unless they are known."""
+        if self.known:
+            return
+        hits = _hits(self.model, batch.x.to(device), batch.y)
+        for domain_id in torch.unique(batch.domain_ids).tolist():
+            here = batch.domain_ids == domain_id
+            count = self.counts.setdefault(stream.domains[domain_id].name, [0, 0])
+            count[0] += int(hits[here].sum())
+            count[1] += int(here.sum())
+
+    def finish(self, stream: Stream, device: str) -> None:
+        """Measure the clean error, keep the counts; a cache that cannot be written is skipped."""
+        if self.known:
+            return
+        self.clean = clean_counts(self.model, stream, device)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, {"counts": self.counts, "clean": self.clean})
+        except OSError:
+            pass
+
+    def error_pct(self) -> float:
+        """Mean of the domains' errors in percent."""
+        errors = [100 * (1 - correct / n) for correct, n in self.counts.values()]
+        return sum(errors) / len(errors)
+
+
+def clean_counts(predict: Any, stream: Stream, device: str) -> list[int] | None:
+    """``[correct, n]`` on the stream's clean images; ``None`` where there are none."""
+    correct = total = 0
+    try:
+        for x, y in stream.clean_batches():
+            correct += int(_hits(predict, x.to(device), y).sum())
+            total += len(y)
+    except StreamError:
+        return None
+    return [correct, total]
+
+
+def _hits(predict: Any, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = predict(x)
+    hits: Tensor = (logits.argmax(1).cpu() == y) & logits.isfinite().all(1).cpu()
+    return hits

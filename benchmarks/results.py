@@ -1,0 +1,213 @@
+"""A results folder: ``spec.json``, ``steps.parquet``, ``result.json``, ``checkpoint/``.
+
+Every file appears whole or not at all. ``result.json`` is written last: a folder that has it is a
+finished run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.errors import UsageError
+
+SCHEMA_VERSION = 1
+# The only fields of result.json in which a resumed run may differ from an uninterrupted one.
+TIMING_FIELDS = ("seconds", "images_per_second", "seconds_per_1k", "peak_mem_mib")
+
+_BINS = pa.list_(pa.int32())
+STEP_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("domain", pa.string()),
+        ("severity", pa.int8()),
+        ("n", pa.int32()),
+        ("correct", pa.int32()),
+        ("error_pct", pa.float64()),
+        ("loss", pa.float64()),
+        ("entropy", pa.float64()),
+        ("confidence", pa.float64()),
+        ("nll", pa.float64()),
+        ("brier", pa.float64()),
+        ("non_finite", pa.int32()),
+        ("ece_count", _BINS),
+        ("ece_correct", _BINS),
+        ("ece_confidence", pa.list_(pa.float64())),
+        ("selected_fraction", pa.float64()),
+        ("forwards", pa.int64()),
+        ("backwards", pa.int64()),
+        ("update_refused", pa.int32()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+class RunFolder:
+    """One run's folder and the state that a killed run leaves in it.
+
+    Args:
+        path: The folder; ``create`` makes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.result_file = path / "result.json"
+        self.steps_file = path / "steps.parquet"
+        self._checkpoint = path / "checkpoint"
+        self._parts: list[str] = []
+        self._pending: list[dict[str, Any]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run ended."""
+        return self.result_file.is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything of a run."""
+        return (self.path / "spec.json").is_file()
+
+    def create(self, spec: Mapping[str, Any]) -> None:
+        """Make the folder and write the spec.
+
+        Raises:
+            UsageError: If the folder cannot be written.
+        """
+        try:
+            self._checkpoint.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "spec.json", spec)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write results to {self.path} ({error.strerror}); name another --out"
+            ) from error
+
+    def clear(self) -> None:
+        """Remove what an earlier run left."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def read_result(self) -> dict[str, Any]:
+        """The finished run's row."""
+        return read_result(self.result_file)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep rows until the next checkpoint."""
+        self._pending.extend(rows)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write pending rows as a part file, then the state that refers to it."""
+        if self._pending:
+            name = f"steps-{len(self._parts):06d}.parquet"
+            with _atomic(self._checkpoint / name) as temporary:
+                pq.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA), temporary)
+            self._parts.append(name)
+            self._pending = []
+        with _atomic(self._checkpoint / "state.pt") as temporary:
+            torch.save({**state, "parts": list(self._parts)}, temporary)
+
+    def load(self, device: str) -> dict[str, Any] | None:
+        """State of the last checkpoint; ``None`` where there is none.
+
+        Raises:
+            UsageError: If the checkpoint is damaged.
+        """
+        file = self._checkpoint / "state.pt"
+        if not file.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+            raise UsageError(f"{file} is damaged; start the run again with --overwrite") from error
+        self._parts = list(state["parts"])
+        return state
+
+    def table(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Columns of all rows so far, written and pending."""
+        parts = [pq.read_table(self._checkpoint / name) for name in self._parts]
+        table = pa.concat_tables([*parts, pa.Table.from_pylist(self._pending, STEP_SCHEMA)])
+        return columns_of(table)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write ``steps.parquet``, then ``result.json``, then drop the checkpoint."""
+        with (
+            _atomic(self.steps_file) as temporary,
+            pq.ParquetWriter(temporary, STEP_SCHEMA) as writer,
+        ):
+            for name in self._parts:
+                writer.write_table(pq.read_table(self._checkpoint / name, schema=STEP_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA))
+        write_json(self.result_file, result)
+        shutil.rmtree(self._checkpoint)
+
+
+def columns_of(table: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrow columns as numpy arrays; missing numbers become NaN."""
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def find_results(roots: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of all finished runs below the given folders.
+
+    Raises:
+        UsageError: If a folder is missing, or none holds a finished run.
+    """
+    files: list[Path] = []
+    for root in roots:
+        if not root.exists():
+            raise UsageError(f"{root} does not exist; run 'tta-bench run --out {root} …' first")
+        files += [root] if root.is_file() else sorted(root.rglob("result.json"))
+    if not files:
+        raise UsageError(f"no finished run in {', '.join(map(str, roots))}")
+    return [read_result(file) for file in files]
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """One ``result.json``.
+
+    Raises:
+        UsageError: If it is damaged or of another schema version.
+    """
+    try:
+        row: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        version = row["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is not a result of tta-bench; remove it") from error
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{file} has schema {version}, this version reads {SCHEMA_VERSION}")
+    return row
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    with _atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+atomic_write = _atomic

@@ -1,0 +1,282 @@
+"""The only loop: a stream feeds an adapter, metrics watch, a row comes out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import streams
+import tta
+from benchmarks import metrics
+from benchmarks.errors import UsageError
+from benchmarks.reference import SourceReference, clean_counts
+from benchmarks.results import SCHEMA_VERSION, RunFolder
+from benchmarks.spec import RunSpec
+from streams.types import Stream
+from tta.backbones import Backbone, load
+
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A spec whose stream, backbone and adapter were built: nothing has been written yet."""
+
+    spec: RunSpec
+    stream: Stream
+    backbone: Backbone
+    adapter: tta.Adapter
+    run_id: str
+
+    @property
+    def folder_name(self) -> str:
+        """Readable and unique name of the run's folder."""
+        spec = self.spec
+        parts = (spec.method, spec.stream, spec.setting, self.backbone.name, f"s{spec.seed}")
+        name = "-".join(parts).replace("/", "_").replace(":", "_")
+        return f"{name}-{self.run_id[:8]}"
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Build everything a run needs.
+
+    Raises:
+        UsageError: If backbone and stream do not fit, or the device is not there.
+        tta.AdapterError: If the backbone or the method cannot be had as asked.
+        streams.StreamError: If the data is missing or damaged.
+    """
+    dtype = torch.float64 if spec.dtype == "float64" else torch.float32
+    try:
+        torch.empty(0, device=spec.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {spec.device!r} is not available on this machine") from error
+    stream = streams.create(
+        spec.stream,
+        setting=spec.setting,
+        severity=spec.severity,
+        corruptions=spec.corruptions,
+        num_examples=spec.num_examples,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        shuffle=spec.shuffle,
+        data_dir=spec.data_dir,
+        dtype=dtype,
+    )
+    backbone = load(
+        spec.backbone,
+        checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
+        num_classes=stream.num_classes,
+    )
+    if backbone.num_classes != stream.num_classes:
+        raise UsageError(
+            f"backbone {backbone.name} has {backbone.num_classes} classes, "
+            f"stream {spec.stream} has {stream.num_classes}"
+        )
+    backbone.model.to(device=spec.device, dtype=dtype).eval().requires_grad_(False)
+    sample = stream.batch(0).x[:1].to(spec.device)
+    try:
+        with torch.no_grad():
+            backbone.model(sample)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"backbone {backbone.name} does not take images {tuple(sample.shape[1:])}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    config = tta.adapter_config(spec.method).create(
+        {k: tuple(v) if isinstance(v, list) else v for k, v in spec.config.items()}
+    )
+    adapter = tta.wrap(backbone.model, spec.method, **config.to_dict())
+    run_id = spec.identity(backbone.weight_hash, stream.hash, _version("tta-bench"))
+    return Prepared(spec, stream, backbone, adapter, run_id)
+
+
+def run(
+    spec: RunSpec,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_seconds: float = 10.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a spec, or take up a run where it was interrupted, and return its row.
+
+    Args:
+        spec: What to run.
+        out: Results folder; the run gets a folder of its own in it.
+        resume: Go on from the last checkpoint of an unfinished run.
+        overwrite: Start again even if the run is finished.
+        checkpoint_seconds: Least time between checkpoints; 0 writes one after every step.
+        progress: Called after each step with (steps done, steps, error so far in percent).
+
+    Returns:
+        The flat row of ``result.json``. A finished run of the same spec is returned as it is.
+
+    Raises:
+        UsageError: If the spec cannot be carried out, or an unfinished run is in the way.
+    """
+    prepared = prepare(spec)
+    folder = RunFolder(out / prepared.folder_name)
+    if folder.finished and not overwrite:
+        return folder.read_result()
+    if folder.started and not (resume or overwrite):
+        raise UsageError(
+            f"{folder.path} holds an unfinished run: --resume goes on, --overwrite starts again"
+        )
+    if overwrite:
+        folder.clear()
+    folder.create(spec.model_dump(mode="json") | {"run_id": prepared.run_id})
+    return _Loop(prepared, folder, checkpoint_seconds, progress).run()
+
+
+class _Loop:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        checkpoint_seconds: float,
+        progress: Progress | None,
+    ) -> None:
+        self.prepared = prepared
+        self.folder = folder
+        self.checkpoint_seconds = checkpoint_seconds
+        self.progress = progress
+        self.reference = SourceReference.open(
+            prepared.backbone.model, prepared.backbone.weight_hash, prepared.stream
+        )
+        self.correct = self.total = 0
+
+    def run(self) -> dict[str, Any]:
+        stream, adapter = self.prepared.stream, self.prepared.adapter
+        device = self.prepared.spec.device
+        resets = set(stream.reset_steps)
+        first = self._restore()
+        saved = time.monotonic()
+        for batch in stream.start_at(first):
+            if batch.step in resets:
+                adapter.reset()
+            x = batch.x.to(device)
+            started = _now(device)
+            logits = adapter(x)
+            seconds = _now(device) - started
+            rows = metrics.step_rows(batch, logits, stream.domains, adapter.report, seconds)
+            self.folder.add(rows)
+            self.reference.add(batch, stream, device)
+            self.correct += sum(row["correct"] for row in rows)
+            self.total += len(batch.y)
+            if time.monotonic() - saved >= self.checkpoint_seconds:
+                self._save(batch.step + 1)
+                saved = time.monotonic()
+            if self.progress:
+                error = 100 * (1 - self.correct / self.total)
+                self.progress(batch.step + 1, len(stream), error)
+        self.reference.finish(stream, device)
+        result = self._result(clean_counts(adapter.predict, stream, device))
+        self.folder.finish(result)
+        return result
+
+    def _save(self, step: int) -> None:
+        self.folder.save(
+            {
+                "step": step,
+                "adapter": self.prepared.adapter.state_dict(),
+                "reference": self.reference.counts,
+                "correct": self.correct,
+                "total": self.total,
+            }
+        )
+
+    def _restore(self) -> int:
+        state = self.folder.load(self.prepared.spec.device)
+        if state is None:
+            return 0
+        self.prepared.adapter.load_state_dict(state["adapter"])
+        self.correct, self.total = state["correct"], state["total"]
+        if not self.reference.known:
+            self.reference.counts = state["reference"]
+        return int(state["step"])
+
+    def _result(self, clean: list[int] | None) -> dict[str, Any]:
+        spec, stream, backbone = self.prepared.spec, self.prepared.stream, self.prepared.backbone
+        table = self.folder.table()
+        seconds = float(table["seconds"].sum())
+        source_clean = self.reference.clean
+        measured = metrics.summarise(table, stream.domains)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.prepared.run_id,
+            "method": spec.method,
+            "protocol": spec.protocol,
+            "stream": spec.stream,
+            "setting": spec.setting,
+            "backbone": backbone.name,
+            "seed": spec.seed,
+            **measured,
+            "source_error_pct": self.reference.error_pct(),
+            "clean_error_pct": _error(clean),
+            "source_clean_error_pct": _error(source_clean),
+            "config": json.dumps(spec.config, sort_keys=True),
+            "batch_size": spec.batch_size,
+            "severity": ",".join(map(str, spec.severity)),
+            "num_examples": stream.describe()["images"],
+            "reset_policy": "every domain" if stream.reset_steps else "never",
+            "predicts": f"{self.prepared.adapter.predicts} the update",
+            "provenance": str(stream.provenance),
+            "stream_hash": stream.hash,
+            "weights": backbone.weights,
+            "weight_hash": backbone.weight_hash,
+            "normalisation": f"mean={backbone.mean} std={backbone.std}, inside the model",
+            "device": _device_name(spec.device),
+            "dtype": spec.dtype,
+            "threads": torch.get_num_threads(),
+            **{f"version_{name}": _version(package) for name, package in _PACKAGES.items()},
+            "version_python": platform.python_version(),
+            "seconds": seconds,
+            "images_per_second": measured["num_samples"] / seconds,
+            "seconds_per_1k": 1000 * seconds / measured["num_samples"],
+            "peak_mem_mib": _peak_memory(spec.device),
+        }
+
+
+_PACKAGES = {"tta_bench": "tta-bench", "torch": "torch", "timm": "timm", "numpy": "numpy"}
+
+
+def _error(counts: list[int] | None) -> float | None:
+    return None if counts is None else 100 * (1 - counts[0] / counts[1])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def _peak_memory(device: str) -> float:
+    """Peak memory in MiB: the allocator's on CUDA, else the process's resident size."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,198 @@
+"""One run, fully said: a protocol and what goes over it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from benchmarks.errors import UsageError
+from benchmarks.protocols import Protocol, presets, protocol_for, protocols
+from streams.corruptions.names import CORRUPTIONS
+
+# What a machine knows and a number does not depend on.
+_LOCAL = {"data_dir", "checkpoint"}
+_PROTOCOL_FIELDS = ("corruptions", "severity", "batch_size", "shuffle", "num_examples")
+
+
+class RunSpec(BaseModel):
+    """Everything that fixes the numbers of one run; ``resolve`` builds it.
+
+    Attributes:
+        protocol: Id of the protocol, followed by ``+field=value`` for what differs from it.
+        config: The method's options, complete: defaults, then the preset, then ``--set``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: str
+    method: str
+    config: dict[str, Any]
+    stream: str
+    setting: str
+    corruptions: tuple[str, ...]
+    severity: tuple[int, ...]
+    num_examples: int | None = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    shuffle: bool
+    backbone: str
+    checkpoint: str | None
+    seed: int = Field(ge=0)
+    device: str
+    dtype: Literal["float32", "float64"]
+    data_dir: str | None
+
+    def identity(self, *context: str) -> str:
+        """Hex digest of all that fixes the numbers, local paths left out, and of ``context``."""
+        fields = self.model_dump(mode="json", exclude=_LOCAL)
+        text = json.dumps([fields, *context], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def resolve(
+    method: str,
+    stream: str,
+    *,
+    protocol: str | None = None,
+    setting: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    backbone: str | None = None,
+    checkpoint: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    data_dir: str | None = None,
+    **overrides: Any,
+) -> RunSpec:
+    """A complete spec from a few words.
+
+    Args:
+        method: A name of ``tta.list_adapters()``.
+        stream: A name of ``streams.list_streams()``.
+        protocol: Id of a protocol; by default the newest of stream and setting.
+        setting: A name of ``streams.list_settings()``; ``continual`` by default.
+        options: Fields of the method's config, as values or as text.
+        backbone: A spec of ``tta.backbones.load``; the protocol's by default.
+        checkpoint: Weights file of the backbone.
+        seed: Seed of the order and of the method.
+        device: Torch device.
+        dtype: ``float32`` or ``float64``.
+        data_dir: Folder of the data.
+        **overrides: ``corruptions``, ``severity``, ``batch_size``, ``shuffle``, ``num_examples``;
+            ``None`` keeps the protocol's.
+
+    Raises:
+        UsageError: For a wrong name or value, with the nearest valid name.
+        tta.AdapterError: For a wrong method or method option.
+    """
+    import tta
+
+    base = _protocol(protocol, stream, setting)
+    if protocol is not None:
+        stream, setting = base["stream"], base["setting"]
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if unknown := sorted(set(given) - set(_PROTOCOL_FIELDS)):
+        raise UsageError(f"unknown field {unknown[0]!r}; a run takes {', '.join(_PROTOCOL_FIELDS)}")
+    changed = {
+        key: given[key]
+        for key in _PROTOCOL_FIELDS
+        if key in given and _plain(given[key]) != _plain(base[key])
+    }
+    config_type = tta.adapter_config(method)
+    preset = presets().get(method, {}).get(stream, {})
+    values = {"seed": seed} | preset | parse_options(config_type, options or {})
+    config = config_type.create({key: _tuples(value) for key, value in values.items()})
+    chosen = backbone or base["backbone"]
+    if chosen is None:
+        raise UsageError(f"stream {stream!r} has no default backbone: name one with --backbone")
+    fields = {key: changed.get(key, base[key]) for key in _PROTOCOL_FIELDS}
+    try:
+        return RunSpec(
+            protocol="+".join([base["id"], *(f"{k}={_plain(v)}" for k, v in changed.items())]),
+            method=method.replace("_", "-"),
+            config=config.to_dict(),
+            stream=stream,
+            setting=base["setting"],
+            backbone=chosen,
+            checkpoint=checkpoint,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            data_dir=data_dir,
+            **fields,
+        )
+    except ValidationError as error:
+        raise UsageError(one_line(error)) from error
+
+
+def parse_options(config_type: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read options given as text into the types of the config's fields.
+
+    Raises:
+        UsageError: For text that is not of the field's type.
+    """
+    hints = typing.get_type_hints(config_type)
+    read = {}
+    for key, value in options.items():
+        if key in hints and isinstance(value, str):
+            hint = hints[key]
+            raw: Any = None if value.lower() == "none" else value
+            if typing.get_origin(hint) is tuple and raw is not None:
+                raw = [item.strip() for item in value.strip("()[]").split(",") if item.strip()]
+            try:
+                value = TypeAdapter(hint).validate_python(raw)
+            except ValidationError as error:
+                raise UsageError(f"{key}={options[key]!r}: {one_line(error)}") from error
+        read[key] = value
+    return read
+
+
+def one_line(error: ValidationError) -> str:
+    """The first problem of a validation, in words."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}={first['input']!r}: {first['msg']}" if where else first["msg"]
+
+
+def _protocol(protocol: str | None, stream: str, setting: str | None) -> dict[str, Any]:
+    found: Protocol | None
+    if protocol is not None:
+        if protocol not in protocols():
+            near = difflib.get_close_matches(protocol, protocols(), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(
+                f"unknown protocol {protocol!r}{hint}; known: {', '.join(protocols())}"
+            )
+        found = protocols()[protocol]
+        if setting not in (None, found.setting):
+            raise UsageError(f"protocol {protocol!r} is {found.setting}, not {setting!r}")
+    else:
+        found = protocol_for(stream, setting or "continual")
+    if found is not None:
+        return found.model_dump() | {"id": found.id}
+    return {
+        "id": f"custom-{stream}-{setting or 'continual'}",
+        "stream": stream,
+        "setting": setting or "continual",
+        "corruptions": CORRUPTIONS,
+        "severity": (5,),
+        "batch_size": 64 if stream.startswith("imagenet") else 200,
+        "shuffle": True,
+        "num_examples": None,
+        "backbone": None,
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,150 @@
+"""Clean images, and the source that corrupts them on the fly."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams import corruptions
+from streams.errors import StreamError
+from streams.types import CLEAN, Domain, Ints, Provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanImages:
+    """Images without corruption.
+
+    Attributes:
+        name: What they are ("Fashion-MNIST test").
+        labels: Labels ``(N,)`` in ``[0, num_classes)``.
+        num_classes: Number of classes.
+        read: Images ``(B, 3, H, W)`` uint8 at positions ``(B,)``.
+        digest: Hash of pixels and labels.
+    """
+
+    name: str
+    labels: Ints
+    num_classes: int
+    read: Callable[[Ints], Tensor]
+    digest: str
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.num_classes, self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedSource:
+    """Corruptions of clean images by our engine; an image's id is its position."""
+
+    clean: CleanImages
+    profile: str = "cifar"
+    corruption_seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the clean images."""
+        return self.clean.name
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.clean.num_classes
+
+    @property
+    def labels(self) -> Ints:
+        """Labels ``(N,)``."""
+        return self.clean.labels
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Generator, its version, parameter table, seed, and what frost is made of."""
+        return Provenance(
+            kind="generated",
+            detail={
+                "clean": self.clean.name,
+                "generator": f"tta-bench {corruptions.GENERATOR_VERSION}",
+                "parameters": self.profile,
+                "seed": str(self.corruption_seed),
+                "frost": corruptions.frost_source(),
+            },
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the clean images and of everything that the corruption depends on."""
+        text = f"{self.clean.digest}/{self.provenance}/{corruptions.frost_digest()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check(self, domain: Domain) -> None:
+        """Raise ``StreamError`` for a corruption or severity that the engine does not have."""
+        from streams.corruptions.registry import find_level
+
+        if domain != CLEAN:
+            find_level(self.profile, domain.corruption, domain.severity)
+
+    def images(self, positions: Ints, domain: Domain) -> Tensor:
+        """Images ``(B, 3, H, W)`` uint8, corrupted as the domain says."""
+        clean = self.clean.read(positions)
+        if domain.corruption == "none":
+            return clean
+        return corruptions.corrupt(
+            clean,
+            domain.corruption,
+            domain.severity,
+            ids=positions.tolist(),
+            seed=self.corruption_seed,
+            profile=self.profile,
+        )
+
+
+def in_memory(
+    images: NDArray[np.uint8],
+    labels: Ints,
+    *,
+    name: str,
+    num_classes: int,
+    digest: str | None = None,
+) -> CleanImages:
+    """Clean images from arrays ``(N, H, W, 3)`` uint8 and labels ``(N,)``."""
+    import torch
+
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def read(positions: Ints) -> Tensor:
+        return pixels[torch.from_numpy(positions)].contiguous()
+
+    return CleanImages(
+        name=name,
+        labels=labels,
+        num_classes=num_classes,
+        read=read,
+        digest=digest or digest_arrays(images, labels),
+    )
+
+
+def digest_arrays(*arrays: NDArray[np.generic]) -> str:
+    """Hex SHA-256 over shapes, types and bytes."""
+    made = hashlib.sha256()
+    for array in arrays:
+        made.update(f"{array.shape}{array.dtype.str}".encode())
+        made.update(np.ascontiguousarray(array).data)
+    return made.hexdigest()
+
+
+def check_labels(labels: Ints, num_classes: int, where: str) -> None:
+    """Raise ``StreamError`` at the first label outside ``[0, num_classes)``."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise StreamError(
+            f"{where}: label {labels[wrong[0]]} at index {wrong[0]} is out of range: "
+            f"there are {num_classes} classes, 0 to {num_classes - 1}"
+        )

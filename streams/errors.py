@@ -1,0 +1,7 @@
+"""The error that wrong data, names or plans raise."""
+
+from __future__ import annotations
+
+
+class StreamError(ValueError):
+    """Input that a user can correct; the message is one line that says how."""

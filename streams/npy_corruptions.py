@@ -1,0 +1,129 @@
+"""Corrupted images as ``.npy`` files, one per corruption, in the layout of CIFAR-10-C."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.clean import check_labels
+from streams.errors import StreamError
+from streams.readers.npy import open_images, read_labels
+from streams.types import CLEAN, Domain, Ints, Provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEVERITIES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpyCorruptions:
+    """A folder of ``<corruption>.npy`` and ``labels.npy``, memory-mapped.
+
+    A file holds either ``N`` images of one severity, or ``5 N``: severity ``s`` in the rows from
+    ``(s - 1) N`` to ``s N``. ``clean.npy`` with ``N`` images is optional.
+
+    Attributes:
+        folder: The folder.
+        name: Name for results.
+        labels: Labels ``(N,)``.
+        num_classes: Number of classes.
+        kind: ``official`` for a published archive, else ``arrays``.
+    """
+
+    folder: Path
+    name: str
+    labels: Ints
+    num_classes: int
+    kind: str = "arrays"
+
+    @property
+    def provenance(self) -> Provenance:
+        """The folder's name and a digest of its content."""
+        detail = {"files": f"{self.folder.name}/*.npy", "digest": self.digest[:16]}
+        kind = "official" if self.kind == "official" else "arrays"
+        return Provenance(kind=kind, detail=detail)  # type: ignore[arg-type]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of labels and, per file, its shape and 64 evenly spread rows.
+
+        All rows of CIFAR-10-C are 2.9 GB; the spread sample tells archives apart without reading
+        them.
+        """
+        made = hashlib.sha256(self.labels.tobytes())
+        for path in sorted(self.folder.glob("*.npy")):
+            if path.stem == "labels":
+                continue
+            array = open_images(path)
+            rows = np.unique(np.linspace(0, len(array) - 1, 64).astype(np.int64))
+            made.update(f"{path.stem}{array.shape}".encode() + array[rows].tobytes())
+        return made.hexdigest()
+
+    def check(self, domain: Domain) -> None:
+        """Raise ``StreamError`` for a corruption or severity that the folder does not hold."""
+        self._rows(domain)
+
+    def images(self, positions: Ints, domain: Domain) -> Tensor:
+        """Images ``(B, 3, H, W)`` uint8."""
+        import torch
+
+        array, first = self._rows(domain)
+        return torch.from_numpy(array[first + positions]).permute(0, 3, 1, 2).contiguous()
+
+    def _rows(self, domain: Domain) -> tuple[NDArray[np.uint8], int]:
+        file = "clean" if domain == CLEAN else domain.corruption
+        path = self.folder / f"{file}.npy"
+        if not path.is_file():
+            have = sorted(p.stem for p in self.folder.glob("*.npy") if p.stem != "labels")
+            raise StreamError(
+                f"{path.name} is missing from {self.folder}; it has {', '.join(have) or 'none'}"
+            )
+        array, count = _open_once(path), len(self.labels)
+        if len(array) == count:
+            if domain != CLEAN and domain.severity != SEVERITIES:
+                raise StreamError(
+                    f"{path} holds one severity ({count} images for {count} labels), taken as 5: "
+                    f"severity {domain.severity} is not in it"
+                )
+            return array, 0
+        if len(array) != SEVERITIES * count:
+            raise StreamError(
+                f"{path} has {len(array)} images; {count} labels ask for {count} (one severity) "
+                f"or {SEVERITIES * count} (five)"
+            )
+        return array, (domain.severity - 1) * count
+
+
+def open_npy_folder(
+    folder: Path, *, name: str, num_classes: int | None = None, kind: str = "arrays"
+) -> NpyCorruptions:
+    """Open a folder of corrupted arrays; nothing but the labels is read.
+
+    Raises:
+        StreamError: For missing or damaged labels, or a label out of range.
+    """
+    labels = read_labels(folder / "labels.npy")
+    if len(labels) % SEVERITIES == 0:
+        blocks = labels.reshape(SEVERITIES, -1)
+        labels = blocks[0].copy() if (blocks == blocks[0]).all() else labels
+    classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    check_labels(labels, classes, str(folder / "labels.npy"))
+    return NpyCorruptions(folder=folder, name=name, labels=labels, num_classes=classes, kind=kind)
+
+
+@lru_cache(maxsize=64)
+def _open_once(path: Path) -> NDArray[np.uint8]:
+    return open_images(path)
+
+
+def missing(names: Mapping[str, str]) -> str:
+    """One line that lists files or folders that would do, with their origin and size."""
+    return "; or ".join(f"{what} ({where})" for what, where in names.items())

@@ -1,0 +1,90 @@
+"""Every registered adapter on BatchNorm, BatchNormAct and LayerNorm models, in both precisions."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import tta
+from tta import checks
+
+MODELS = ("test_vit", "test_efficientnet", "test_byobnet")
+SIDE = 32
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@lru_cache
+def model(name: str, dtype: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"img_size": SIDE} if name == "test_vit" else {}
+        net = timm.create_model(name, num_classes=10, drop_path_rate=0.1, **size)
+    # Dropout and stochastic depth are live, as a training script leaves them.
+    return nn.Sequential(net, nn.Dropout(0.5)).train().to(DTYPES[dtype])
+
+
+@lru_cache
+def batches(dtype: str) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(5, 3, SIDE, SIDE, generator=generator).to(DTYPES[dtype]) for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with checks.other_process() as process:
+        yield process
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backbone", MODELS)
+@pytest.mark.parametrize("method", tta.list_adapters())
+def test_conformance(method: str, backbone: str, dtype: str, executor) -> None:
+    net = model(backbone, dtype)
+    if not checks.runs_on(method, net):
+        # The refusal itself is the behaviour: it names what is missing, before any batch.
+        with pytest.raises(tta.AdapterError, match=r"\d+ ln|no normalisation"):
+            tta.wrap(net, method)
+        return
+    failures = []
+    for check in checks.yield_checks(method, executor=executor):
+        try:
+            check(net, batches(dtype))
+        except AssertionError as error:
+            failures.append(f"{check.name}: {error}")
+    assert not failures, "\n".join(failures)
+
+
+def test_a_broken_adapter_is_caught(executor) -> None:
+    """The suite can fail: an adapter that forgets its state and draws globally is named."""
+    failed = set()
+    for check in checks.yield_checks(Forgetful, executor=executor):
+        if check.name == "resumes_in_a_new_process":
+            continue  # the other process cannot import a test module
+        try:
+            check(model("test_byobnet", "float32"), batches("float32"))
+        except AssertionError:
+            failed.add(check.name)
+    assert {
+        "reset_equals_fresh",
+        "state_survives_save_and_load",
+        "global_random_state_untouched",
+        "bad_rows_do_not_poison",
+    } <= failed
+
+
+class Forgetful(tta.Adapter):
+    """Keeps an undeclared running offset and adds global noise to it."""
+
+    needs = tta.Needs(gradients=False)
+
+    def setup(self) -> None:
+        self.offset = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._report = {"forwards": len(x), "backwards": 0}
+        self.offset = self.offset + x.mean() + 1e-3 * torch.rand(())
+        return self.model(x).detach() + self.offset

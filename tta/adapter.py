@@ -1,0 +1,342 @@
+"""The base of every method: one step guarded, all mutable state declared once.
+
+A subclass writes ``setup`` (what is adapted) and ``adapt`` (one batch). Reset, save, load, device
+moves, the NaN guard and the report are inherited.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tta import optim
+from tta.config import AdapterConfig
+from tta.errors import AdapterError
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a method asks of its surroundings, as data.
+
+    Attributes:
+        source_data: ``fit_source`` must be called before the first batch.
+        gradients: The method back-propagates.
+        norms: Kinds of normalisation layers of which at least one must be there; empty: any model.
+    """
+
+    source_data: bool = False
+    gradients: bool = True
+    norms: frozenset[str] = frozenset()
+
+
+class Adapter(nn.Module):
+    """A model that adapts to what it sees: ``logits = adapter(x)``.
+
+    Args:
+        model: Any module that maps images ``(B, C, H, W)`` to scores ``(B, K, ...)``. It is used as
+            it is (``tta.wrap`` copies); its layers are put in eval mode and frozen, then ``setup``
+            enables what the method adapts.
+        config: The method's ``Config``; its defaults when ``None``.
+
+    Raises:
+        AdapterError: If the model cannot be adapted by this method.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[Needs] = Needs()
+    predicts: ClassVar[Literal["before", "after"]] = "before"
+    Config: ClassVar[type[AdapterConfig]] = AdapterConfig
+    # Options under which an untrained model takes every branch; the conformance suite runs each.
+    check_options: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    config: AdapterConfig
+    num_steps: int
+    source_fitted: bool
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__dict__.get("name") or cls.__module__.rpartition(".")[2].replace("_", "-")
+        made = cls.Config
+        if not (is_dataclass(made) and issubclass(made, AdapterConfig)):
+            raise TypeError(
+                f"{cls.__name__}.Config must be a dataclass derived from tta.AdapterConfig"
+            )
+        if not made.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise TypeError(f"{cls.__name__}.Config must be frozen")
+
+    def __init__(self, model: nn.Module, config: AdapterConfig | None = None) -> None:
+        super().__init__()
+        config = self.Config() if config is None else config
+        if not isinstance(config, self.Config):
+            raise AdapterError(
+                f"{self.name} takes a {self.Config.__qualname__}, got {type(config).__qualname__}"
+            )
+        if not isinstance(model, nn.Module):
+            raise AdapterError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, Adapter):
+            raise AdapterError(f"the model is already wrapped by {model.name!r}; wrap the original")
+        self.config = config
+        self.model = model
+        self._states: dict[str, Any] = {}
+        self._optimizers: dict[str, dict[str, Any]] = {}
+        self._mutable_modules: list[str] = []
+        self._report: dict[str, Any] = {}
+        model.eval().requires_grad_(False)
+        self.add_state("num_steps", 0)
+        self.add_state("source_fitted", False)
+        self.setup()
+        self._initial = self._snapshot()
+
+    # What a method writes -------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Choose what is adapted; declare state, optimisers and extra modules."""
+
+    def adapt(self, x: Tensor) -> Tensor:
+        """Adapt to one batch of finite images and return its logits.
+
+        Args:
+            x: ``(B, C, H, W)``, floating, in ``[0, 1]``.
+
+        Returns:
+            Logits ``(B, K)``; from before or after the update as ``predicts`` says.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define adapt")
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Compute what the method takes from source images; called by ``fit_source``."""
+
+    # What a caller uses ---------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adapt to ``x`` and predict it; works inside ``no_grad`` and ``inference_mode``.
+
+        Rows with NaN or infinity take no part in the adaptation and get NaN logits.
+
+        Args:
+            x: Images ``(B, C, H, W)``, floating, in ``[0, 1]``.
+
+        Returns:
+            Detached logits ``(B, K)``.
+
+        Raises:
+            AdapterError: For a wrong rank or dtype, an empty batch, or missing source statistics.
+        """
+        self._check_input(x)
+        if self.needs.source_data and not self.source_fitted:
+            raise AdapterError(f"{self.name} needs source data: call fit_source(batches) first")
+        if self.config.episodic:
+            self.reset()
+        self._report = {"forwards": 0, "backwards": 0, "skipped_non_finite": 0, "update_refused": 0}
+        with torch.inference_mode(False), torch.enable_grad():
+            # A tensor made in inference mode cannot be saved for backward; its clone can.
+            x = x.clone() if x.is_inference() else x
+            logits = self._on_finite_rows(self.adapt, x)
+        self.num_steps += 1
+        return logits
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of the current model for ``x`` ``(B, C, H, W)``; changes nothing."""
+        self._check_input(x)
+        with torch.inference_mode(False), torch.no_grad():
+            return self._on_finite_rows(self.model, x)
+
+    def reset(self) -> None:
+        """Go back to the state right after construction (or after ``fit_source``)."""
+        self._restore(self._initial)
+
+    def fit_source(self, batches: Iterable[Tensor]) -> None:
+        """Let the method take what it needs from source images; ``reset`` keeps it.
+
+        Args:
+            batches: Source images ``(B, C, H, W)`` in ``[0, 1]``; labels are never used.
+        """
+        self.fit(batches)
+        self.source_fitted = True
+        self._initial = self._snapshot()
+
+    @property
+    def report(self) -> dict[str, float]:
+        """Scalars of the last call: loss, entropy, selected fraction, images forward and back."""
+        return {
+            key: float(value) if isinstance(value, Tensor) else value
+            for key, value in self._report.items()
+        }
+
+    # Building blocks for methods ------------------------------------------------------------
+
+    def add_state(self, name: str, default: Any) -> None:
+        """Declare a mutable value, kept as ``self.<name>``: reset, saved, loaded and moved with us.
+
+        Args:
+            name: Attribute name.
+            default: A number, a tensor, or a plain container of them.
+        """
+        if name in self._states or hasattr(self, name):
+            raise AdapterError(f"{self.name}: state {name!r} is declared twice")
+        self._states[name] = None
+        setattr(self, name, default)
+
+    def add_module_state(self, name: str, module: nn.Module) -> None:
+        """Declare a module whose parameters change without gradients (a teacher, an anchor)."""
+        self.add_module(name, module.requires_grad_(False))
+        self._mutable_modules.append(f"{name}.")
+
+    def add_optimizer(
+        self, config: optim.GradientConfig, params: list[nn.Parameter], name: str = "optimizer"
+    ) -> None:
+        """Declare an optimiser over ``params``, kept as ``self.<name>``."""
+        self._optimizers[name] = {}
+        setattr(self, name, optim.build(config, params))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """One forward of the adapted model, counted in the report (images)."""
+        self._report["forwards"] += len(x)
+        out: Tensor = self.model(x)
+        return out
+
+    def update(self, loss: Tensor, images: int, name: str = "optimizer") -> None:
+        """One step on ``loss`` over ``images`` images; refused where a gradient is not finite."""
+        self._report["backwards"] += images
+        if not optim.step_if_finite(getattr(self, name), loss):
+            self._report["update_refused"] += 1
+
+    def record(self, **values: Any) -> None:
+        """Put scalars (numbers or detached tensors) into the report of this step."""
+        self._report.update(
+            (key, value.detach() if isinstance(value, Tensor) else value)
+            for key, value in values.items()
+        )
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator that depends on (seed, step, purpose) alone."""
+        key = f"{self.config.seed}/{self.num_steps}/{purpose}".encode()
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
+        return torch.Generator().manual_seed(seed)
+
+    # Inherited machinery --------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Adapter:
+        """Set the flag of the adapter alone: the modes of its layers are part of the method."""
+        self.training = mode
+        return self
+
+    def extra_repr(self) -> str:
+        """The resolved config."""
+        return f"{self.name}, {self.config}"
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Everything mutable, detached from the live tensors; loadable with ``weights_only``."""
+        state = super().state_dict(*args, **kwargs)
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What is not a parameter or buffer: states, optimisers, and the state to reset to."""
+        now = self._snapshot(tensors=False)
+        initial = copy.deepcopy(self._initial)
+        return {
+            "version": STATE_VERSION,
+            "adapter": self.name,
+            "config": self.config.to_dict(),
+            "now": now,
+            "initial": initial,
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of ``get_extra_state``.
+
+        Raises:
+            AdapterError: If the state is of another method, config or version.
+        """
+        ours = {"version": STATE_VERSION, "adapter": self.name, "config": self.config.to_dict()}
+        for key, value in ours.items():
+            if state[key] != value:
+                raise AdapterError(
+                    f"this state was saved with {key}={state[key]!r}, the adapter has {value!r}; "
+                    "build the adapter with the same method and config"
+                )
+        self._initial = copy.deepcopy(state["initial"])
+        self._restore(state["now"])
+
+    def _snapshot(self, tensors: bool = True) -> dict[str, Any]:
+        """Independent copies of the mutable tensors, states and optimisers."""
+        return {
+            "tensors": {k: v.detach().clone() for k, v in self._mutable_tensors()}
+            if tensors
+            else {},
+            "states": {name: copy.deepcopy(getattr(self, name)) for name in self._states},
+            "optimizers": {
+                name: copy.deepcopy(getattr(self, name).state_dict()) for name in self._optimizers
+            },
+        }
+
+    def _restore(self, snapshot: Mapping[str, Any]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for name, tensor in self._mutable_tensors():
+                if name in snapshot["tensors"]:
+                    tensor.copy_(snapshot["tensors"][name])
+        for name in self._states:
+            setattr(self, name, copy.deepcopy(snapshot["states"][name]))
+        for name in self._optimizers:
+            # load_state_dict aliases the tensors it is given: without the copy a second reset
+            # would restore drifted moments.
+            getattr(self, name).load_state_dict(copy.deepcopy(snapshot["optimizers"][name]))
+
+    def _mutable_tensors(self) -> Iterable[tuple[str, Tensor]]:
+        """Adapted parameters, all buffers, and the tensors of declared modules."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad or name.startswith(tuple(self._mutable_modules)):
+                yield name, parameter
+        yield from self.named_buffers()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self._states:
+            setattr(self, name, _map_tensors(fn, getattr(self, name)))
+        for name in self._optimizers:
+            for moments in getattr(self, name).state.values():
+                for key, value in moments.items():
+                    if isinstance(value, Tensor) and key != "step":
+                        moments[key] = fn(value)
+        return self
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise AdapterError(f"images must be a floating tensor in [0, 1], got {kind}")
+        if x.ndim < 2 or len(x) == 0:
+            raise AdapterError(f"images must be (B, C, H, W) with B >= 1, got {tuple(x.shape)}")
+
+    def _on_finite_rows(self, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if bool(x.sum().isfinite()):
+            return step(x).detach()
+        finite = x.isfinite().flatten(1).all(1)
+        if bool(finite.all()):  # the sum overflowed, the images are fine
+            return step(x).detach()
+        if bool(finite.any()):
+            logits = step(x[finite]).detach()
+        else:
+            with torch.no_grad():
+                logits = self.model(torch.zeros_like(x[:1]))[:0]
+        self._report["skipped_non_finite"] = int((~finite).sum())
+        out = logits.new_full((len(x), *logits.shape[1:]), float("nan"))
+        out[finite] = logits
+        return out
+
+
+def _map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value) if value.is_floating_point() else value.to(fn(value.float()).device)
+    if isinstance(value, dict):
+        return {key: _map_tensors(fn, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_tensors(fn, item) for item in value)
+    return value

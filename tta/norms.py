@@ -1,0 +1,209 @@
+"""Find, enable and re-mode normalisation layers, by what they are rather than by their names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from tta.errors import AdapterError
+
+AFFINE_KINDS = ("bn", "gn", "ln", "in", "rms")
+Skip = Literal["none", "depth", "names"]
+# The literal rule of the official SAR and DeYO code, written for ResNet-50 and ViT-B/16.
+_TOP_NAMES = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.")
+
+
+@dataclass(frozen=True, slots=True)
+class NormLayer:
+    """A normalisation layer: its dotted name in the model, the module, and its kind.
+
+    ``kind`` is ``bn`` (BatchNorm1d/2d/3d, SyncBatchNorm and their timm forms), ``gn``, ``ln``,
+    ``in``, ``rms``, ``frozen`` (batch statistics and scale kept as buffers: nothing to adapt) or
+    ``other`` (response normalisation and the like).
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """Kind of a normalisation layer (see ``NormLayer``); ``None`` for any other module."""
+    for kind, bases in _BASES.items():
+        if isinstance(module, bases):
+            return kind
+    parameters = dict(module.named_parameters(recurse=False))
+    if next(module.children(), None) is None and hasattr(module, "eps"):
+        if (
+            not parameters
+            and {"running_mean", "running_var"} <= dict(module.named_buffers()).keys()
+        ):
+            return "frozen"
+        vectors = all(p.squeeze().ndim <= 1 for p in parameters.values())
+        if parameters and vectors:
+            return "rms" if hasattr(module, "normalized_shape") else "other"
+    return None
+
+
+_BASES: dict[str, type[nn.Module] | tuple[type[nn.Module], ...]] = {
+    "bn": _BatchNorm,
+    "in": _InstanceNorm,
+    "gn": nn.GroupNorm,
+    "ln": nn.LayerNorm,
+}
+
+
+def find(model: nn.Module) -> list[NormLayer]:
+    """All normalisation layers in module order."""
+    found = ((name, module, kind_of(module)) for name, module in model.named_modules())
+    return [NormLayer(name, module, kind) for name, module, kind in found if kind]
+
+
+def enable_affine(
+    model: nn.Module, *, kinds: Collection[str] = AFFINE_KINDS, skip: Skip = "none"
+) -> list[nn.Parameter]:
+    """Turn gradients on for scale and shift of the layers of the given kinds.
+
+    Args:
+        model: The model; its other parameters are left as they are.
+        kinds: Kinds of ``NormLayer`` to adapt.
+        skip: ``none``; ``depth`` leaves out the deepest quarter of the blocks and what follows
+            them; ``names`` leaves out the modules that the official SAR and DeYO code names.
+
+    Returns:
+        The parameters in module order, weight before bias.
+
+    Raises:
+        AdapterError: If there is nothing to adapt; the message counts the layers seen.
+    """
+    top = top_layers(model, skip)
+    params = [
+        getattr(layer.module, key)
+        for layer in find(model)
+        if layer.kind in kinds and layer.name not in top
+        for key in ("weight", "bias")
+        if isinstance(getattr(layer.module, key, None), nn.Parameter)
+    ]
+    if not params:
+        raise AdapterError(
+            f"nothing to adapt: this method needs a scale or shift in one of {'/'.join(kinds)}, "
+            f"the model has {inventory(model)}"
+        )
+    for parameter in params:
+        parameter.requires_grad_(True)
+    return params
+
+
+def inventory(model: nn.Module) -> str:
+    """``"3 bn, 2 ln"``, or ``"no normalisation layers"``."""
+    counts = Counter(layer.kind for layer in find(model))
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "no normalisation layers"
+
+
+def use_batch_statistics(model: nn.Module) -> int:
+    """Normalise every BatchNorm layer by the current batch (biased variance), always.
+
+    The running statistics stay untouched in the model. Where a layer would see a single value per
+    channel (one sample and a 1x1 map) it has no batch statistics, and uses the running ones.
+
+    Returns:
+        The number of layers changed.
+    """
+    layers = [layer.module for layer in find(model) if layer.kind == "bn"]
+    for module in layers:
+        module.track_running_stats = False  # type: ignore[assignment]
+        module.training = True
+        module.register_forward_pre_hook(batch_mode_by_size)
+    return len(layers)
+
+
+def batch_mode_by_size(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook: batch statistics where there is more than one value per channel."""
+    module.training = args[0].numel() > args[0].shape[1]
+
+
+def blend_statistics(model: nn.Module, alpha: float | None, prior: float = 0.0) -> int:
+    """Normalise every BatchNorm layer by a mixture of running and batch statistics.
+
+    ``(1 - alpha) * running + alpha * batch`` for mean and variance (unbiased); ``alpha=None`` takes
+    ``n / (prior + n)`` with the batch size ``n``. Nothing is kept from one call to the next.
+
+    Returns:
+        The number of layers changed.
+    """
+    layers = [layer.module for layer in find(model) if layer.kind == "bn"]
+    blendable = [module for module in layers if module._buffers.get("running_mean") is not None]
+    for module in blendable:
+        blend = _Blend(alpha, prior)
+        module.register_forward_pre_hook(blend.before)
+        module.register_forward_hook(blend.after, always_call=True)
+    return len(blendable)
+
+
+class _Blend:
+    """Lends a BatchNorm layer mixed statistics for one forward, then gives it its own back."""
+
+    def __init__(self, alpha: float | None, prior: float) -> None:
+        self.alpha = alpha
+        self.prior = prior
+        self.own: tuple[Tensor, Tensor] | None = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
+        if x.numel() == x.shape[1]:  # one value per channel: no batch variance
+            return
+        mean, var = module._buffers["running_mean"], module._buffers["running_var"]
+        assert mean is not None
+        assert var is not None
+        self.own = (mean, var)
+        alpha = len(x) / (self.prior + len(x)) if self.alpha is None else self.alpha
+        with torch.no_grad():
+            dims = [d for d in range(x.ndim) if d != 1]
+            batch_var, batch_mean = torch.var_mean(x, dims, correction=1)
+            module._buffers["running_mean"] = (1 - alpha) * mean + alpha * batch_mean
+            module._buffers["running_var"] = (1 - alpha) * var + alpha * batch_var
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.own is not None:
+            module._buffers["running_mean"], module._buffers["running_var"] = self.own
+            self.own = None
+
+
+def top_layers(model: nn.Module, skip: Skip) -> set[str]:
+    """Names of the normalisation layers that ``skip`` leaves out (see ``enable_affine``)."""
+    names = [layer.name for layer in find(model)]
+    if skip == "none":
+        return set()
+    if skip == "names":
+        return {n for n in names if n == "norm" or any(part in n for part in _TOP_NAMES)}
+    groups = list(_depth_groups(model, names))
+    inner = [group for group in groups if len(groups) < 3 or group is not groups[0]]
+    cut = max(1, round(len(inner) / 4)) if len(groups) > 1 else 0
+    # A trailing group of one layer (the final norm of a transformer) follows the blocks.
+    tail = 1 if cut and len(inner[-1]) == 1 and len(inner) > 4 else 0
+    cut = max(1, round((len(inner) - tail) / 4)) + tail if cut else 0
+    return {name for group in inner[len(inner) - cut :] for name in group}
+
+
+def _depth_groups(model: nn.Module, names: list[str]) -> Iterator[list[str]]:
+    """Norm layers by depth: timm's own grouping where the model has one, else by module order."""
+    for prefix, module in model.named_modules():
+        if hasattr(module, "group_matcher"):
+            from timm.models import group_parameters  # the model is timm's, so timm is there
+
+            matcher = module.group_matcher(coarse=True)
+            dotted = f"{prefix}." if prefix else ""
+            for members in group_parameters(module, matcher).values():
+                owners = {f"{dotted}{member.rpartition('.')[0]}" for member in members}
+                group = [name for name in names if name in owners]
+                if group:
+                    yield group
+            return
+    yield from ([name] for name in names)
