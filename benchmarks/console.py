@@ -34,7 +34,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
 def results_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Domains down, runs across, the mean and the references last."""
     several = len({row["seed"] for row in rows}) > 1
-    table = _table(f"error % on {rows[0]['protocol']}, {rows[0]['backbone']}")
+    table = _table()
     table.add_column("domain")
     for row in rows:
         table.add_column(row["method"] + (f" s{row['seed']}" if several else ""), justify="right")
@@ -51,13 +51,13 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> None:
     }
     for title, key in lines.items():
         table.add_row(title, *(_number(row[key]) for row in rows))
-    _console().print(table)
+    _show(f"error % on {rows[0]['protocol']}, {rows[0]['backbone']}", table)
 
 
 def leaderboard_table(rows: Sequence[dict[str, Any]]) -> None:
     """A ranking per group."""
     for title, group in by_group(rows):
-        table = _table(title)
+        table = _table()
         heads = ("rank", "method", "error %", "seeds", "source %", "clean %", "ECE %", "s/1k")
         for head in heads:
             table.add_column(head, justify="left" if head == "method" else "right")
@@ -72,7 +72,7 @@ def leaderboard_table(rows: Sequence[dict[str, Any]]) -> None:
                     for key in ("source_error_pct", "clean_error_pct", "ece_pct", "seconds_per_1k")
                 ),
             )
-        _console().print(table)
+        _show(title, table)
 
 
 def show_stream(plan: Mapping[str, Any], as_json: bool) -> None:
@@ -83,13 +83,13 @@ def show_stream(plan: Mapping[str, Any], as_json: bool) -> None:
     for key, value in plan.items():
         if key != "domains":
             print(f"{key}: {value}")
-    table = _table("domains in the order of the stream")
+    table = _table()
     for head in ("first step", "domain", "severity", "samples"):
         table.add_column(head, justify="left" if head == "domain" else "right")
     for domain in plan["domains"]:
         cells = (domain["first_step"], domain["name"], domain["severity"], domain["samples"])
         table.add_row(*map(str, cells))
-    _console().print(table)
+    _show("domains in the order of the stream", table)
 
 
 def show_method(name: str, as_json: bool) -> None:
@@ -108,22 +108,26 @@ def show_method(name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(options, indent=2))
         return
-    table = _table(f"options of {name} (--set option=value)")
+    table = _table()
     for head in ("option", "default", "meaning"):
         table.add_column(head)
     for option in options:
         table.add_row(option["option"], str(option["default"]), option["meaning"])
-    _console().print(table)
+    _show(f"options of {name} (--set option=value)", table)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE, show_edge=False)
+def _table() -> Table:
+    return Table(box=box.SIMPLE, show_edge=False)
 
 
-def _console() -> Console:
-    """Standard output; never narrower than a table needs when it is no terminal."""
-    console = Console(soft_wrap=False)
-    return console if console.is_terminal else Console(width=max(120, console.width))
+def _show(title: str, table: Table) -> None:
+    """Title and table on standard output; in a file or pipe nothing is folded."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(160, console.width))
+    console.print()
+    console.print(title, style="bold", highlight=False, markup=False)
+    console.print(table)
 
 
 def _number(value: float | None) -> str:

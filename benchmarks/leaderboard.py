@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import UsageError
-from benchmarks.results import atomic_write
+from benchmarks.files import atomic_write
 
 # What must be equal for two numbers to stand in one ranking.
 GROUP = ("protocol", "backbone", "weight_hash", "provenance", "dtype")

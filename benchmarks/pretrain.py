@@ -7,7 +7,6 @@ training would leave an adapter nothing to do.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.files import atomic_write
 from benchmarks.pretrain_data import augment, load_split, pad_to, to_input
 from streams.errors import StreamError
 from tta.architectures_embedded import build_embedded
@@ -87,10 +87,10 @@ def pretrain(
     data_dir: Path,
     out: Path,
     *,
-    epochs: int = 12,
+    epochs: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
-    lr: float = 0.2,
+    lr: float | None = None,
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
     max_shift: int = 2,
@@ -104,10 +104,10 @@ def pretrain(
         arch: A name of ``tta.embedded.names()``.
         data_dir: Folder of the four idx files.
         out: The ``.safetensors`` file to write; its folder must exist.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; the shipped model's recipe by default.
         seed: Seed of everything random.
         batch_size: Images a step.
-        lr: Peak learning rate.
+        lr: Peak learning rate; the shipped model's recipe by default.
         weight_decay: L2 penalty on weights (not on biases and normalisation).
         label_smoothing: Share of the target spread over all classes.
         max_shift: Largest shift in pixels.
@@ -121,19 +121,19 @@ def pretrain(
         StreamError: If data are missing or damaged, or a setting cannot train.
         BackboneError: If there is no such architecture.
     """
-    recipe = Recipe(
-        epochs=epochs,
-        seed=seed,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        max_shift=max_shift,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_embedded(arch)
     entry = EMBEDDED[arch]
+    recipe = Recipe(
+        epochs=entry.epochs if epochs is None else epochs,
+        seed=seed,
+        batch_size=batch_size,
+        lr=entry.lr if lr is None else lr,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        max_shift=max_shift,
+    )
     if not out.parent.is_dir():
         raise StreamError(f"{out}: the folder {out.parent} does not exist; create it first")
     if out.suffix != ".safetensors":
@@ -157,7 +157,7 @@ def pretrain(
         **origin,
         "out": out.name,
         "seconds": round(seconds, 1),
-        "images_per_second": round(epochs * len(images) / seconds, 1),
+        "images_per_second": round(recipe.epochs * len(images) / seconds, 1),
     }
 
 
@@ -241,6 +241,5 @@ def save(network: nn.Module, out: Path, metadata: dict[str, Any]) -> None:
     origin = {key: str(value) for key, value in metadata.items()}
     origin |= {"torch": str(torch.__version__), "timm": str(timm.__version__)}
     state = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(to_bytes(state, metadata=origin))
-    temporary.replace(out)
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(to_bytes(state, metadata=origin))

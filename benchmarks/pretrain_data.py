@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streams.errors import StreamError
-from streams.sources import idx
+from streams.readers import idx
 
 # File -> size in bytes, as the project publishes it (Debian packs a few bytes tighter).
 FILES: dict[str, int] = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.results import write_json
+from benchmarks.files import write_json
 from streams.errors import StreamError
 from streams.types import Batch, Stream
 

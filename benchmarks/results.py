@@ -7,11 +7,8 @@ finished run.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.errors import UsageError
+from benchmarks.files import atomic_write, write_json
 
 SCHEMA_VERSION = 1
 # The only fields of result.json in which a resumed run may differ from an uninterrupted one.
@@ -109,11 +107,11 @@ class RunFolder:
         """Write pending rows as a part file, then the state that refers to it."""
         if self._pending:
             name = f"steps-{len(self._parts):06d}.parquet"
-            with _atomic(self._checkpoint / name) as temporary:
+            with atomic_write(self._checkpoint / name) as temporary:
                 pq.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA), temporary)
             self._parts.append(name)
             self._pending = []
-        with _atomic(self._checkpoint / "state.pt") as temporary:
+        with atomic_write(self._checkpoint / "state.pt") as temporary:
             torch.save({**state, "parts": list(self._parts)}, temporary)
 
     def load(self, device: str) -> dict[str, Any] | None:
@@ -141,7 +139,7 @@ class RunFolder:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write ``steps.parquet``, then ``result.json``, then drop the checkpoint."""
         with (
-            _atomic(self.steps_file) as temporary,
+            atomic_write(self.steps_file) as temporary,
             pq.ParquetWriter(temporary, STEP_SCHEMA) as writer,
         ):
             for name in self._parts:
@@ -186,28 +184,3 @@ def read_result(file: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise UsageError(f"{file} has schema {version}, this version reads {SCHEMA_VERSION}")
     return row
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    with _atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-atomic_write = _atomic

@@ -75,7 +75,6 @@ def prepare(spec: RunSpec) -> Prepared:
     backbone = load(
         spec.backbone,
         checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
-        num_classes=stream.num_classes,
     )
     if backbone.num_classes != stream.num_classes:
         raise UsageError(

@@ -86,9 +86,10 @@ class GeneratedSource:
 
     def check(self, domain: Domain) -> None:
         """Raise ``StreamError`` for a corruption or severity that the engine does not have."""
-        from streams.corruptions.registry import find_level
+        from streams.corruptions.registry import find, find_level
 
         if domain != CLEAN:
+            find(domain.corruption)
             find_level(self.profile, domain.corruption, domain.severity)
 
     def images(self, positions: Ints, domain: Domain) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from streams.sources import idx
+from streams.readers import idx
 from tta import backbone_timm, backbones
 from tta.architectures import CifarResNet
 from tta.backbones import Normalized, load, read_checkpoint, weight_hash

@@ -11,7 +11,7 @@ import torch
 from benchmarks.pretrain import pretrain, schedule
 from benchmarks.pretrain_data import FILES, augment, pad_to, to_input
 from streams.errors import StreamError
-from streams.sources import idx
+from streams.readers import idx
 from tta.backbones import load, weight_hash
 from tta.errors import BackboneError
 

@@ -12,11 +12,11 @@ import copy
 import io
 import multiprocessing
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,27 +27,29 @@ from tta.errors import AdapterError
 from tta.factory import adapters
 
 
-class Check(Protocol):
-    """One check of one adapter, named for reports."""
+@dataclass(frozen=True)
+class Check:
+    """One check of one adapter.
+
+    Attributes:
+        name: Name for reports.
+        function: Raises ``AssertionError`` with a sentence if the check does not hold.
+    """
 
     name: str
+    function: Callable[[nn.Module, Sequence[Tensor]], None]
 
     def __call__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        """Raise ``AssertionError`` if it does not hold.
+        """Run the check.
 
         Args:
             model: Source model; left untouched.
             batches: At least four batches ``(B, C, H, W)`` in ``[0, 1]`` with ``B >= 4``, in the
                 model's dtype.
+
+        Raises:
+            AssertionError: If it does not hold.
         """
-
-
-@dataclass(frozen=True)
-class _Check:
-    name: str
-    function: Any
-
-    def __call__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
         self.function(model, batches)
 
 
@@ -72,7 +74,7 @@ def yield_checks(
             made = cls.Config.create(options)
             for check in yield_checks(cls, made, executor=executor):
                 words = ",".join(f"{key}={value}" for key, value in options.items())
-                yield _Check(f"{check.name}[{words}]" if options else check.name, check)
+                yield Check(f"{check.name}[{words}]" if options else check.name, check)
         return
     make = partial(_make, cls, config)
     for function in (
@@ -96,8 +98,8 @@ def yield_checks(
         _global_random_state_untouched,
         _report_is_flat,
     ):
-        yield _Check(function.__name__.strip("_"), partial(function, make))
-    yield _Check("resumes_in_a_new_process", partial(_resumes_in_a_new_process, make, executor))
+        yield Check(function.__name__.strip("_"), partial(function, make))
+    yield Check("resumes_in_a_new_process", partial(_resumes_in_a_new_process, make, executor))
 
 
 def other_process() -> ProcessPoolExecutor:

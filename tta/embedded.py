@@ -26,6 +26,8 @@ class EmbeddedBackbone:
         source_error_pct: Error on the 10,000 clean test images, in percent, as measured.
         data: Training images.
         recipe: How it was trained, in words.
+        epochs: Passes over the training images.
+        lr: Peak learning rate.
         seed: Seed of the initialisation, the order and the augmentation.
         command: Command that trains it again.
     """
@@ -42,6 +44,8 @@ class EmbeddedBackbone:
     source_error_pct: float
     data: str
     recipe: str
+    epochs: int
+    lr: float
     seed: int
     command: str
 
@@ -67,10 +71,12 @@ def _fashion(
         data=_DATA,
         recipe=(
             f"SGD with Nesterov momentum 0.9, one-cycle peak {lr}, weight decay 5e-4, batch 128, "
-            f"{epochs} epochs, random flip and shift of up to 2 pixels"
+            f"{epochs} epochs, random flip and shift of up to 2 pixels, one CPU thread"
         ),
+        epochs=epochs,
+        lr=lr,
         seed=0,
-        command=f"tta-bench pretrain {name} --epochs {epochs} --lr {lr} --seed 0",
+        command=f"tta-bench pretrain {name} --out {name}.safetensors",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +40,8 @@ def kind_of(module: nn.Module) -> str | None:
         if isinstance(module, bases):
             return kind
     parameters = dict(module.named_parameters(recurse=False))
-    if next(module.children(), None) is None and hasattr(module, "eps"):
+    bare = not any(next(child.parameters(), None) is not None for child in module.children())
+    if bare and hasattr(module, "eps"):
         if (
             not parameters
             and {"running_mean", "running_var"} <= dict(module.named_buffers()).keys()
@@ -183,27 +184,31 @@ def top_layers(model: nn.Module, skip: Skip) -> set[str]:
         return set()
     if skip == "names":
         return {n for n in names if n == "norm" or any(part in n for part in _TOP_NAMES)}
-    groups = list(_depth_groups(model, names))
-    inner = [group for group in groups if len(groups) < 3 or group is not groups[0]]
-    cut = max(1, round(len(inner) / 4)) if len(groups) > 1 else 0
-    # A trailing group of one layer (the final norm of a transformer) follows the blocks.
-    tail = 1 if cut and len(inner[-1]) == 1 and len(inner) > 4 else 0
-    cut = max(1, round((len(inner) - tail) / 4)) + tail if cut else 0
-    return {name for group in inner[len(inner) - cut :] for name in group}
+    blocks = _timm_groups(model, names)
+    tail: list[str] = []
+    # A last group of one layer is the final norm of a transformer: it follows the blocks.
+    if len(blocks) > 1 and len(blocks[-1]) == 1:
+        tail = blocks.pop()
+    if len(blocks) < 2:  # not timm's, or its grouping does not match: by module order
+        blocks, tail = [[name] for name in names[1:]], []
+    if len(blocks) < 2:
+        return set()
+    cut = max(1, round(len(blocks) / 4))
+    return {*tail, *(name for block in blocks[-cut:] for name in block)}
 
 
-def _depth_groups(model: nn.Module, names: list[str]) -> Iterator[list[str]]:
-    """Norm layers by depth: timm's own grouping where the model has one, else by module order."""
+def _timm_groups(model: nn.Module, names: list[str]) -> list[list[str]]:
+    """Norm layers by timm's own depth groups, the stem left out; empty for other models."""
     for prefix, module in model.named_modules():
         if hasattr(module, "group_matcher"):
             from timm.models import group_parameters  # the model is timm's, so timm is there
 
-            matcher = module.group_matcher(coarse=True)
             dotted = f"{prefix}." if prefix else ""
-            for members in group_parameters(module, matcher).values():
-                owners = {f"{dotted}{member.rpartition('.')[0]}" for member in members}
+            members = group_parameters(module, module.group_matcher(coarse=True))
+            found = []
+            for _, params in list(members.items())[1:]:
+                owners = {f"{dotted}{param.rpartition('.')[0]}" for param in params}
                 group = [name for name in names if name in owners]
-                if group:
-                    yield group
-            return
-    yield from ([name] for name in names)
+                found += [group] if group else []
+            return found
+    return []
