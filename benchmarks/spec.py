@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from benchmarks.errors import UsageError
 from benchmarks.protocols import Protocol, presets, protocol_for, protocols
 from streams.corruptions.names import CORRUPTIONS
+from streams.scan import scan
 
 # What a machine knows and a number does not depend on.
 _LOCAL = {"data_dir", "checkpoint"}
@@ -172,6 +173,8 @@ def _protocol(protocol: str | None, stream: str, setting: str | None) -> dict[st
         if setting not in (None, found.setting):
             raise UsageError(f"protocol {protocol!r} is {found.setting}, not {setting!r}")
     else:
+        scan("streams.sources", "stream").check(stream)
+        scan("streams.settings", "setting").check(setting or "continual")
         found = protocol_for(stream, setting or "continual")
     if found is not None:
         return found.model_dump() | {"id": found.id}

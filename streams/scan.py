@@ -30,18 +30,22 @@ class Scan:
         text = _files(self.package)[name].read_text("utf-8")
         return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
-    def load(self, name: str) -> ModuleType:
-        """Import the module of that name.
-
-        Raises:
-            StreamError: If there is none, with the nearest name.
-        """
+    def check(self, name: str) -> None:
+        """Raise ``StreamError``, with the nearest name, if there is no such entry."""
         if name not in self.names():
             near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise StreamError(
                 f"unknown {self.kind} {name!r}{hint}; known: {', '.join(self.names())}"
             )
+
+    def load(self, name: str) -> ModuleType:
+        """Import the module of that name.
+
+        Raises:
+            StreamError: If there is none, with the nearest name.
+        """
+        self.check(name)
         return import_module(f"{self.package}.{name.replace('-', '_')}")
 
 

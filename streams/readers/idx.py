@@ -80,8 +80,8 @@ def _read(path: Path, axes: int) -> npt.NDArray[np.uint8]:
             f"{path}: header announces {shape} = {expected} bytes of data, found {found}; "
             "download it again"
         )
-    values: npt.NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8).reshape(shape)
-    return values.copy()
+    values: npt.NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8).reshape(shape).copy()
+    return values
 
 
 def _open(path: Path) -> IO[bytes]:
