@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 from benchmarks.errors import UsageError
 
 if TYPE_CHECKING:
-    from benchmarks.leaderboard import leaderboard
     from benchmarks.runner import run
     from benchmarks.spec import RunSpec, resolve
 
-__all__ = ["RunSpec", "UsageError", "leaderboard", "resolve", "run"]
+__all__ = ["RunSpec", "UsageError", "resolve", "run"]
 
 _HOMES = {
     "RunSpec": "benchmarks.spec",
-    "leaderboard": "benchmarks.leaderboard",
     "resolve": "benchmarks.spec",
     "run": "benchmarks.runner",
 }

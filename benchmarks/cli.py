@@ -236,15 +236,15 @@ def describe(
             return
         assert stream is not None
         import streams
-        from streams.corruptions.names import CORRUPTIONS
+        from benchmarks.spec import default_batch_size
 
         made = streams.create(
             stream,
             setting=setting or "continual",
             severity=_integers("severity", severity) or 5,
-            corruptions=tuple(_split([corruptions])) if corruptions else CORRUPTIONS,
+            corruptions=tuple(_split([corruptions])) if corruptions else None,
             num_examples=num_examples,
-            batch_size=batch_size or 200,
+            batch_size=default_batch_size(stream) if batch_size is None else batch_size,
             seed=seed,
             data_dir=data_dir,
         )

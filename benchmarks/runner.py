@@ -95,6 +95,8 @@ def prepare(spec: RunSpec) -> Prepared:
         {k: tuple(v) if isinstance(v, list) else v for k, v in spec.config.items()}
     )
     adapter = tta.wrap(backbone.model, spec.method, **config.to_dict())
+    if adapter.needs.source_data:
+        raise UsageError(f"{spec.method} needs source images, {spec.stream} has none to give")
     run_id = spec.identity(backbone.weight_hash, stream.hash, _version("tta-bench"))
     return Prepared(spec, stream, backbone, adapter, run_id)
 

@@ -131,6 +131,11 @@ def resolve(
         raise UsageError(one_line(error)) from error
 
 
+def default_batch_size(stream: str) -> int:
+    """Batch size where no protocol says one: the literature's for the size of the images."""
+    return 64 if stream.startswith("imagenet") else 200
+
+
 def parse_options(config_type: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Read options given as text into the types of the config's fields.
 
@@ -170,6 +175,8 @@ def _protocol(protocol: str | None, stream: str, setting: str | None) -> dict[st
                 f"unknown protocol {protocol!r}{hint}; known: {', '.join(protocols())}"
             )
         found = protocols()[protocol]
+        if stream != found.stream:
+            raise UsageError(f"protocol {protocol!r} is of {found.stream}, not of {stream!r}")
         if setting not in (None, found.setting):
             raise UsageError(f"protocol {protocol!r} is {found.setting}, not {setting!r}")
     else:
@@ -184,7 +191,7 @@ def _protocol(protocol: str | None, stream: str, setting: str | None) -> dict[st
         "setting": setting or "continual",
         "corruptions": CORRUPTIONS,
         "severity": (5,),
-        "batch_size": 64 if stream.startswith("imagenet") else 200,
+        "batch_size": default_batch_size(stream),
         "shuffle": True,
         "num_examples": None,
         "backbone": None,

@@ -77,6 +77,8 @@ def from_arrays(
         chosen = domains_of(corruptions, severity)
         return plan_stream(name, GeneratedSource(clean=clean), chosen, **options)  # type: ignore[arg-type]
     given = images if isinstance(images, Mapping) else {"images": images}
+    if not given:
+        raise StreamError("no images are given: name at least one domain and its array")
     arrays = {key: check_images(value, len(targets), key) for key, value in given.items()}
     source = ArraySource(name=name, arrays=arrays, labels=targets, num_classes=classes)
     domains = [Domain(name=key, corruption=key, severity=0) for key in arrays]
@@ -126,7 +128,12 @@ def check_images(images: ArrayLike, count: int | None, where: str) -> NDArray[np
     Raises:
         StreamError: For another type, rank, channel count or length.
     """
-    array = np.asanyarray(images)
+    try:
+        array = np.asanyarray(images)
+    except ValueError:  # rows of different lengths
+        raise StreamError(
+            f"{where}: images must be uint8 (N, H, W, 3), got no regular array"
+        ) from None
     if array.dtype != np.uint8 or array.ndim != 4:
         raise StreamError(
             f"{where}: images must be uint8 (N, H, W, 3), got {array.dtype} {array.shape}"

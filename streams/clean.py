@@ -118,10 +118,9 @@ def in_memory(
     """Clean images from arrays ``(N, H, W, 3)`` uint8 and labels ``(N,)``."""
     import torch
 
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-
     def read(positions: Ints) -> Tensor:
-        return pixels[torch.from_numpy(positions)].contiguous()
+        # Indexed by numpy: torch takes neither negative strides nor read-only arrays.
+        return torch.from_numpy(images[positions]).permute(0, 3, 1, 2).contiguous()
 
     return CleanImages(
         name=name,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def create(
         StreamError: For a wrong name or value, or where the data is missing or damaged.
     """
     module = _SOURCES.load(name)
-    chosen = domains_of(corruptions or CORRUPTIONS, severity)
+    chosen = domains_of(CORRUPTIONS if corruptions is None else corruptions, severity)
     source: ImageSource = module.open_source(Path(data_dir) if data_dir is not None else None)
     return plan_stream(
         name,
@@ -95,7 +96,8 @@ def plan_stream(
         StreamError: For a size that the source does not have, or a domain it cannot give.
     """
     total = len(source.labels)
-    count = total if num_examples is None else num_examples
+    count = total if num_examples is None else whole("num_examples", num_examples)
+    batch_size, seed = whole("batch_size", batch_size), whole("seed", seed)
     if not 1 <= count <= total:
         raise StreamError(f"num_examples={count} is out of range: {name} has {total} images")
     if batch_size < 1:
@@ -129,11 +131,13 @@ def domains_of(corruptions: Sequence[str], severity: int | Sequence[int]) -> lis
     Raises:
         StreamError: For a severity outside 1 to 5 or an empty choice.
     """
-    severities = [severity] if isinstance(severity, int) else list(severity)
+    given = severity if isinstance(severity, Iterable) else [severity]
+    severities = [whole("severity", value) for value in given]
+    corruptions = [corruptions] if isinstance(corruptions, str) else corruptions
     for value in severities:
         if value not in range(1, 6):
             raise StreamError(f"severity={value} is out of range: it must be 1, 2, 3, 4 or 5")
-    if not severities or not corruptions:
+    if not severities or not len(corruptions):
         raise StreamError("a stream needs at least one corruption and one severity")
     several = len(severities) > 1
     return [
@@ -141,3 +145,15 @@ def domains_of(corruptions: Sequence[str], severity: int | Sequence[int]) -> lis
         for value in severities
         for name in corruptions
     ]
+
+
+def whole(name: str, value: Any) -> int:
+    """A Python integer from any integer.
+
+    Raises:
+        StreamError: For a value that is no integer.
+    """
+    try:
+        return index(value)
+    except TypeError:
+        raise StreamError(f"{name}={value!r} must be an integer") from None

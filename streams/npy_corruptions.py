@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streams.clean import check_labels
 from streams.errors import StreamError
-from streams.readers.npy import open_images, read_labels
+from streams.readers.npy import open_array, open_images, read_labels
 from streams.types import CLEAN, Domain, Ints, Provenance
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ class NpyCorruptions:
         for path in sorted(self.folder.glob("*.npy")):
             if path.stem == "labels":
                 continue
-            array = open_images(path)
+            try:
+                array = open_images(path)
+            except StreamError:
+                continue  # not images; a run that asks for the file gets the error
             rows = np.unique(np.linspace(0, len(array) - 1, 64).astype(np.int64))
             made.update(f"{path.stem}{array.shape}".encode() + array[rows].tobytes())
         return made.hexdigest()
@@ -86,7 +89,7 @@ class NpyCorruptions:
             raise StreamError(
                 f"{path.name} is missing from {self.folder}; it has {', '.join(have) or 'none'}"
             )
-        array, count = _open_once(path), len(self.labels)
+        array, count = _open_once(path.resolve(), path.stat().st_mtime_ns), len(self.labels)
         if len(array) == count:
             if domain != CLEAN and domain.severity != SEVERITIES:
                 raise StreamError(
@@ -94,6 +97,8 @@ class NpyCorruptions:
                     f"severity {domain.severity} is not in it"
                 )
             return array, 0
+        if domain == CLEAN:
+            raise StreamError(f"{path} has {len(array)} images, {count} labels ask for {count}")
         if len(array) != SEVERITIES * count:
             raise StreamError(
                 f"{path} has {len(array)} images; {count} labels ask for {count} (one severity) "
@@ -111,16 +116,36 @@ def open_npy_folder(
         StreamError: For missing or damaged labels, or a label out of range.
     """
     labels = read_labels(folder / "labels.npy")
-    if len(labels) % SEVERITIES == 0:
-        blocks = labels.reshape(SEVERITIES, -1)
-        labels = blocks[0].copy() if (blocks == blocks[0]).all() else labels
+    labels = _labels_of_one_severity(folder, labels, certain=kind == "official")
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     check_labels(labels, classes, str(folder / "labels.npy"))
     return NpyCorruptions(folder=folder, name=name, labels=labels, num_classes=classes, kind=kind)
 
 
+def _labels_of_one_severity(folder: Path, labels: Ints, certain: bool) -> Ints:
+    """Labels once, where the file repeats them for each of five severities."""
+    if len(labels) % SEVERITIES:
+        return labels
+    once: Ints = labels[: len(labels) // SEVERITIES].copy()
+    if not (labels.reshape(SEVERITIES, -1) == once).all():
+        return labels
+    if certain:
+        return once
+    rows = {len(open_array(p)) for p in folder.glob("*.npy") if p.stem not in ("labels", "clean")}
+    if SEVERITIES * len(labels) in rows:
+        return labels
+    for period in (p for p in range(1, len(once)) if len(once) % p == 0):
+        if (once[period:] == once[:-period]).all():
+            raise StreamError(
+                f"{folder / 'labels.npy'} repeats every {period} rows: its {len(labels)} rows may "
+                f"be one severity or five of {len(once)}; keep {len(once)} labels if they are "
+                "five, permute images and labels if they are one"
+            )
+    return once
+
+
 @lru_cache(maxsize=64)
-def _open_once(path: Path) -> NDArray[np.uint8]:
+def _open_once(path: Path, mtime_ns: int) -> NDArray[np.uint8]:
     return open_images(path)
 
 

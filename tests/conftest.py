@@ -30,8 +30,8 @@ def pytest_terminal_summary(
     count = config.stash.get(_DESELECTED, 0)
     if count:
         terminalreporter.write_line(
-            f"{count} tests compare with reference data and were deselected: "
-            "set TTA_SHARED to the folder that holds data/ and traces/ to run them"
+            f"deselected for want of reference data: {count} (TTA_SHARED names no folder); "
+            "set it to the folder that holds data/ and traces/ to run them"
         )
 
 

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from streams.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from streams.corruptions.textures import clear_textures
 
 pytestmark = pytest.mark.shared
 
-# What tests/parity/corruption_agreement.py prints for the reference arrays: the error of
-# ResNet-32 in percent of 2,000 images. The arrays never change, so a test need not run it twice.
-# Corruptions without a random draw are missing: their pixels are compared instead.
+# Error of ResNet-32 in percent of the first images of the reference arrays. The arrays never
+# change, so a test need not run the network on them again; tests/parity/corruption_agreement.py
+# does, on all 2,000. Half of them keep the suite quick; on the first half of snow the draws of
+# the two sets alone are 1.9 points apart. Corruptions without a random draw are missing: their
+# pixels are compared instead.
 REFERENCE_ERROR_PCT = {
-    "gaussian_noise": 81.30,
-    "shot_noise": 78.55,
-    "impulse_noise": 80.45,
-    "glass_blur": 69.25,
-    "motion_blur": 54.30,
-    "snow": 43.15,
-    "frost": 57.40,
-    "fog": 53.65,
-    "elastic_transform": 38.45,
+    "gaussian_noise": (1000, 80.7),
+    "shot_noise": (1000, 77.8),
+    "impulse_noise": (1000, 81.5),
+    "glass_blur": (1000, 68.1),
+    "motion_blur": (1000, 54.0),
+    "snow": (2000, 43.15),
+    "frost": (1000, 56.3),
+    "fog": (1000, 53.0),
+    "elastic_transform": (1000, 37.5),
 }
 
 
@@ -45,15 +45,6 @@ def _load_parity() -> ModuleType:
 
 
 parity = _load_parity()
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Convolutions over batches of 50 are large enough to gain from a second core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -80,14 +71,13 @@ def test_deterministic_corruptions_have_the_reference_pixels(data: Path) -> None
         assert row.equal_pct >= 99.5, row
 
 
-@pytest.mark.usefixtures("two_threads")
 def test_a_network_errs_as_on_the_reference(shared: Path, data: Path) -> None:
     assert set(REFERENCE_ERROR_PCT) | set(parity.DETERMINISTIC) == set(CORRUPTIONS)
     weights = shared / "data" / "weights" / "resnet32-d509ac18.th"
     judge = parity.Judge(weights, data / "labels.npy")
     clean = parity.load_images(data / "clean.npy")
-    for name, reference in REFERENCE_ERROR_PCT.items():
-        ours = judge.error_pct(corrupt(clean, name, 5, ids=range(len(clean))))
+    for name, (count, reference) in REFERENCE_ERROR_PCT.items():
+        ours = judge.error_pct(corrupt(clean[:count], name, 5, ids=range(count)))
         assert abs(ours - reference) <= parity.ERROR_BAND, (name, ours, reference)
 
 

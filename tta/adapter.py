@@ -139,7 +139,8 @@ class Adapter(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor made in inference mode cannot be saved for backward; its clone can.
             x = x.clone() if x.is_inference() else x
-            logits = self._on_finite_rows(self.adapt, x)
+            logits, skipped = self._on_finite_rows(self.adapt, x)
+        self._report["skipped_non_finite"] = skipped
         self.num_steps += 1
         return logits
 
@@ -147,7 +148,7 @@ class Adapter(nn.Module):
         """Logits ``(B, K)`` of the current model for ``x`` ``(B, C, H, W)``; changes nothing."""
         self._check_input(x)
         with torch.inference_mode(False), torch.no_grad():
-            return self._on_finite_rows(self.model, x)
+            return self._on_finite_rows(self.model, x)[0]
 
     def reset(self) -> None:
         """Go back to the state right after construction (or after ``fit_source``)."""
@@ -315,21 +316,20 @@ class Adapter(nn.Module):
         if x.ndim < 2 or len(x) == 0:
             raise AdapterError(f"images must be (B, C, H, W) with B >= 1, got {tuple(x.shape)}")
 
-    def _on_finite_rows(self, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _on_finite_rows(self, step: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
         if bool(x.sum().isfinite()):
-            return step(x).detach()
+            return step(x).detach(), 0
         finite = x.isfinite().flatten(1).all(1)
         if bool(finite.all()):  # the sum overflowed, the images are fine
-            return step(x).detach()
+            return step(x).detach(), 0
         if bool(finite.any()):
             logits = step(x[finite]).detach()
         else:
             with torch.no_grad():
                 logits = self.model(torch.zeros_like(x[:1]))[:0]
-        self._report["skipped_non_finite"] = int((~finite).sum())
         out = logits.new_full((len(x), *logits.shape[1:]), float("nan"))
         out[finite] = logits
-        return out
+        return out, int((~finite).sum())
 
 
 def _map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:

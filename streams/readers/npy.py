@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streams.errors import StreamError
 from streams.types import Ints
+
+_PICKLE = b"\x80"  # first byte of every pickle since protocol 2
 
 
 def open_array(path: Path) -> NDArray[np.generic]:
@@ -20,11 +23,18 @@ def open_array(path: Path) -> NDArray[np.generic]:
     if not path.is_file():
         raise StreamError(f"{path.name} is missing from {path.parent}")
     try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = "it holds Python objects" if "pickle" in str(error) else "truncated or not .npy"
+        # np.load would also open an archive under this name, and hand out no array.
+        array: NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OSError, OverflowError, SyntaxError, TokenError) as error:
+        objects = path.is_file() and _holds_objects(path, error)
+        reason = "it holds Python objects" if objects else "truncated or not .npy"
         raise StreamError(f"{path} cannot be read ({reason}); fetch the file again") from error
     return array
+
+
+def _holds_objects(path: Path, error: Exception) -> bool:
+    with path.open("rb") as file:
+        return "Python objects" in str(error) or file.read(1) == _PICKLE
 
 
 def open_images(path: Path) -> NDArray[np.uint8]:

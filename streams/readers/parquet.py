@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,18 @@ def read_images(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], I
     pixels = np.empty((len(cells), *size, 3), dtype=np.uint8)
     for row, cell in enumerate(cells):
         pixels[row] = _decode(cell, size, f"{path} row {row}")
-    return pixels, np.asarray(table.column(label).to_numpy(), dtype=np.int64), digest
+    return pixels, _labels(table.column(label), f"{path} column {label}"), digest
+
+
+def _labels(column: Any, where: str) -> Ints:
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type):
+        raise StreamError(f"{where}: labels must be integers, got {column.type}")
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise StreamError(f"{where}: the label of row {row} is missing")
+    return np.asarray(column.to_numpy(), dtype=np.int64)
 
 
 def _column(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
@@ -65,7 +77,7 @@ def _decode(cell: object, size: tuple[int, int], where: str) -> NDArray[np.uint8
         raise StreamError(f"{where}: the image column holds no encoded bytes")
     try:
         decoded = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise StreamError(f"{where}: the image does not decode ({error})") from error
     if decoded.shape[:2] != size:
         raise StreamError(f"{where}: the image is {decoded.shape[:2]}, expected {size}")

@@ -73,7 +73,7 @@ class ImageNetC:
             try:
                 with Image.open(path) as image:
                     pixels = np.asarray(image.convert("RGB"))
-            except (UnidentifiedImageError, OSError) as error:
+            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
                 raise StreamError(f"{path} does not decode ({error}); unpack it again") from error
             if pixels.shape != (SIDE, SIDE, 3):
                 raise StreamError(f"{path} is {pixels.shape[:2]}, expected {SIDE}x{SIDE}")
@@ -111,6 +111,8 @@ def open_source(data_dir: Path | None = None) -> ImageNetC:
         if not names:
             raise StreamError(f"{folder} is empty; unpack the archive again")
         found += [(name, folder.name) for name in names]
+    if not found:
+        raise StreamError(f"{lists[0]} holds no class folder; unpack the archive again")
     found.sort()
     return ImageNetC(
         root=root,

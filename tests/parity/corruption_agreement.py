@@ -142,11 +142,11 @@ class Judge:
 
     @torch.inference_mode()
     def error_pct(self, images: Tensor) -> float:
-        """Share of wrong classes on images uint8 ``(N, 3, 32, 32)``, in percent."""
+        """Share of wrong classes on the first images, uint8 ``(N, 3, 32, 32)``, in percent."""
         wrong = 0
-        for part, labels in zip(
-            torch.split(images, 50), torch.split(self._labels, 50), strict=True
-        ):
+        known = self._labels[: len(images)]
+        batches = zip(torch.split(images, 50), torch.split(known, 50), strict=True)
+        for part, labels in batches:
             x = (part.float() / 255 - self._mean) / self._std
             logits = self._model(x.contiguous(memory_format=torch.channels_last))
             wrong += int((logits.argmax(1) != labels).sum())

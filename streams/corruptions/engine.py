@@ -1,0 +1,98 @@
+"""The one entry point: check the request, run the corruption, cut to 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streams.corruptions.registry import Job, find, find_level
+from streams.corruptions.rng import Draws
+from streams.errors import StreamError
+
+# Values worked on at a time: temporaries of this size stay in the cache of one core.
+_CHUNK_VALUES = 1 << 17
+
+
+def corrupt(
+    images: Tensor,
+    name: str,
+    severity: int,
+    *,
+    ids: Sequence[int],
+    seed: int = 0,
+    profile: str = "cifar",
+) -> Tensor:
+    """Corrupt a batch of images.
+
+    The pixels of an image depend on its own pixels, ``ids[i]``, ``name``, ``severity``, ``seed``
+    and ``profile`` only: not on the rest of the batch, its order or the device. To keep that
+    promise the arithmetic runs on the processor whatever the device of ``images``; no global
+    random state is read or changed.
+
+    Args:
+        images: RGB images, uint8 ``(B, 3, H, W)``, any device.
+        name: One of ``CORRUPTIONS`` or ``EXTRA_CORRUPTIONS``.
+        severity: 1 (mild) to 5 (strong).
+        ids: ``B`` image ids; equal ids on equal images give equal results.
+        seed: Another seed draws other noise.
+        profile: Table of strengths, ``"cifar"`` for images of about 32x32.
+
+    Returns:
+        uint8 ``(B, 3, H, W)`` on the device of ``images``; fractions are cut, not rounded.
+
+    Raises:
+        StreamError: If a name, the severity, the dtype, the shape or the ids are wrong.
+
+    Example:
+        >>> import torch
+        >>> from streams.corruptions import corrupt
+        >>> images = torch.full((2, 3, 32, 32), 100, dtype=torch.uint8)
+        >>> corrupt(images, "brightness", 5, ids=[0, 1]).float().mean().item()
+        176.0
+    """
+    function = find(name)
+    facts, level = find_level(profile, name, severity)
+    _check(images, ids)
+    keys = [_whole("an id", image_id) for image_id in ids]
+    seed = _whole("seed", seed)
+    pixels = images.detach().cpu().contiguous().numpy().view()
+    pixels.flags.writeable = False  # shared with the caller's tensor
+    out = np.empty_like(pixels)
+    step = max(1, _CHUNK_VALUES // max(1, pixels[0].size)) if len(pixels) else 1
+    for start in range(0, len(pixels), step):
+        part = slice(start, start + step)
+        draws = Draws(seed=seed, ids=keys[part], name=name, severity=severity)
+        result = function(Job(images=pixels[part], level=level, draws=draws, profile=facts))
+        if result.dtype != np.uint8:
+            # Fractions are cut as the reference sets were stored; a cast wraps outside [0, 255].
+            result = np.clip(result, 0, 255, out=result).astype(np.uint8)
+        out[part] = result
+    return torch.from_numpy(out).to(images.device)
+
+
+def _whole(what: str, value: int) -> int:
+    try:
+        return index(value)
+    except TypeError:
+        raise StreamError(f"{what} must be an integer, got {value!r}") from None
+
+
+def _check(images: Tensor, ids: Sequence[int]) -> None:
+    if not isinstance(images, Tensor):
+        raise StreamError(f"images must be a torch tensor, got {type(images).__name__}")
+    if images.dtype != torch.uint8:
+        raise StreamError(
+            f"images must be uint8 in [0, 255], got {images.dtype}; "
+            "convert with (images * 255).round().to(torch.uint8) if they are in [0, 1]"
+        )
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3:
+        raise StreamError(f"images must have the shape (B, 3, H, W), got {shape}")
+    if min(shape[2:]) < 8:
+        raise StreamError(f"images must be at least 8x8 pixels, got {shape[2]}x{shape[3]}")
+    if len(ids) != shape[0]:
+        raise StreamError(f"ids must hold one id per image: {shape[0]} images, {len(ids)} ids")
