@@ -230,10 +230,10 @@ def test_describe() -> None:
     assert plan["resets"] == 15
     assert [d["first_step"] for d in plan["domains"]][:3] == [0, 50, 100]
     options = json.loads(call("describe", "-m", "deyo", "--json").stdout)
-    assert {"option": "plpd_threshold", "default": 0.2} == {
+    assert {
         key: next(o for o in options if o["option"] == "plpd_threshold")[key]
         for key in ("option", "default")
-    }
+    } == {"option": "plpd_threshold", "default": 0.2}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"]])

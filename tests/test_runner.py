@@ -105,7 +105,7 @@ def test_finished_runs_are_reused_and_overwrite_runs_again(tmp_path: Path) -> No
     assert len(find_results([tmp_path])) == 1
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -118,12 +118,12 @@ def test_resume_from_any_step_is_exact(method: str, at: int, tmp_path: Path) -> 
 
     def stop(done: int, total: int, error: float) -> None:
         if done == at:
-            raise Stop
+            raise StopError
 
     for folder in (tmp_path / "cache" / "source").iterdir():
         folder.unlink()  # the source reference is resumed too
     cut = tmp_path / "cut"
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         benchmarks.run(spec, cut, checkpoint_seconds=0, progress=stop)
     with pytest.raises(benchmarks.UsageError, match="--resume goes on"):
         benchmarks.run(spec, cut)

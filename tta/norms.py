@@ -12,12 +12,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from tta.config import param
 from tta.errors import AdapterError
+from tta.optim import GradientConfig
 
 AFFINE_KINDS = ("bn", "gn", "ln", "in", "rms")
 Skip = Literal["none", "depth", "names"]
 # The literal rule of the official SAR and DeYO code, written for ResNet-50 and ViT-B/16.
 _TOP_NAMES = ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AffineConfig(GradientConfig):
+    """The fields of methods that move scale and shift of normalisation layers by gradients."""
+
+    norm_kinds: tuple[str, ...] = param(AFFINE_KINDS, "kinds of layers to adapt")
+    skip_top: Skip = param("none", "deep layers to leave out: none, by depth, or by literal names")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,20 @@ def enable_affine(
         )
     for parameter in params:
         parameter.requires_grad_(True)
+    return params
+
+
+def adapt_affine(model: nn.Module, config: AffineConfig) -> list[nn.Parameter]:
+    """The usual set-up: gradients for scale and shift, batch statistics in every BatchNorm.
+
+    Returns:
+        The parameters to optimise.
+
+    Raises:
+        AdapterError: As ``enable_affine``.
+    """
+    params = enable_affine(model, kinds=config.norm_kinds, skip=config.skip_top)
+    use_batch_statistics(model)
     return params
 
 

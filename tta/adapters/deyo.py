@@ -29,7 +29,6 @@ from tta import losses, norms
 from tta.adapter import Adapter, Needs
 from tta.config import param
 from tta.factory import adapters
-from tta.optim import GradientConfig
 
 
 @adapters.register()
@@ -44,7 +43,7 @@ class DeYO(Adapter):
     )
 
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Config(GradientConfig):
+    class Config(norms.AffineConfig):
         """Defaults of the official configuration; 'mild' ImageNet-C uses ``plpd_threshold=0.3``."""
 
         lr: float = param(2.5e-4, "learning rate; official main.py at batch 64", gt=0)
@@ -62,18 +61,13 @@ class DeYO(Adapter):
         occlusion_size: int | None = param(None, "pixels; half the side if not set", gt=0)
         occlusion_row: int | None = param(None, "top of the window; centred if not set", ge=0)
         occlusion_column: int | None = param(None, "left of the window; centred if not set", ge=0)
-        norm_kinds: tuple[str, ...] = param(norms.AFFINE_KINDS, "kinds of layers to adapt")
-        skip_top: norms.Skip = param("depth", "deep layers to leave out")
+        skip_top: norms.Skip = param("depth", "deep layers to leave out; see Deviations")
 
     config: Config
 
     def setup(self) -> None:
         """Batch statistics in every BatchNorm; gradients for scale and shift below the top."""
-        params = norms.enable_affine(
-            self.model, kinds=self.config.norm_kinds, skip=self.config.skip_top
-        )
-        norms.use_batch_statistics(self.model)
-        self.add_optimizer(self.config, params)
+        self.add_optimizer(self.config, norms.adapt_affine(self.model, self.config))
 
     def adapt(self, x: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` to logits ``(B, K)`` from before the last update."""

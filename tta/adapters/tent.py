@@ -7,7 +7,8 @@ Deviations:
 - Only normalisation layers leave eval mode, so dropout and stochastic depth stay off; the reference
   puts the whole model in train mode.
 - GroupNorm, LayerNorm, InstanceNorm and RMSNorm are adapted too (the reference: BatchNorm2d alone);
-  ``norm_kinds=("bn",)`` restores its choice.
+  ``norm_kinds=("bn",)`` restores its choice. ``skip_top="names"`` is the Tent baseline of the SAR
+  and DeYO code.
 - A layer that sees one value per channel uses its running statistics; the reference raises.
 """
 
@@ -22,7 +23,6 @@ from tta import losses, norms
 from tta.adapter import Adapter, Needs
 from tta.config import param
 from tta.factory import adapters
-from tta.optim import GradientConfig
 
 PUBLISHED = {
     "cifar10-c/reset/wrn-28-10": {"error_pct": 18.6, "where": "DequanWang/tent README, severity 5"},
@@ -44,24 +44,16 @@ class Tent(Adapter):
     needs = Needs(norms=frozenset(norms.AFFINE_KINDS))
 
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Config(GradientConfig):
+    class Config(norms.AffineConfig):
         """Defaults of the official CIFAR-10-C configuration."""
 
         optimizer: Literal["sgd", "adam", "adamw"] = param("adam", "update rule; official cfgs")
-        norm_kinds: tuple[str, ...] = param(norms.AFFINE_KINDS, "kinds of layers to adapt")
-        skip_top: norms.Skip = param(
-            "none", "deep layers to leave out; DeYO and SAR run their Tent baseline with 'names'"
-        )
 
     config: Config
 
     def setup(self) -> None:
         """Batch statistics in every BatchNorm; gradients for scale and shift alone."""
-        params = norms.enable_affine(
-            self.model, kinds=self.config.norm_kinds, skip=self.config.skip_top
-        )
-        norms.use_batch_statistics(self.model)
-        self.add_optimizer(self.config, params)
+        self.add_optimizer(self.config, norms.adapt_affine(self.model, self.config))
 
     def adapt(self, x: Tensor) -> Tensor:
         """Images ``(B, C, H, W)`` to logits ``(B, K)`` from before the last update; eq. 1."""
