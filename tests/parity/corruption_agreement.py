@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder of the reference arrays")
     parser.add_argument("--weights", type=Path, required=True, help="public ResNet-32 checkpoint")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the network")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the network")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     holds = True
