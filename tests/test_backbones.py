@@ -19,7 +19,7 @@ from tta.backbones import Normalized, load, read_checkpoint, weight_hash
 from tta.embedded import EMBEDDED
 from tta.errors import BackboneError
 
-DATA = Path(idx.__file__).parent / "data" / "fashion_mnist"
+DATA = Path(idx.__file__).parents[1] / "sources" / "data" / "fashion_mnist"
 
 
 @pytest.fixture(scope="module")
