@@ -26,6 +26,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "settings": {name: settings.summary(name) for name in settings.names()},
         "backbones": {
             **{name: _words(entry) for name, entry in EMBEDDED.items()},
+            "efficientnet-lite0": "ImageNet, weights from the package index (extra 'imagenet')",
             "timm:NAME": "any timm model, its own pre-processing inside",
             "torchvision:NAME": "torchvision's default weights",
             "robustbench:NAME@cifar10": "RobustBench's zoo, threat model corruptions",

@@ -85,6 +85,9 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option(help="Least time between checkpoints; 0: every step.", min=0)
     ] = 10.0,
+    workers: Annotated[
+        int, typer.Option(help="Processes that make batches ahead; changes no number.", min=0)
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run methods over a stream and print their error per domain.
@@ -139,6 +142,7 @@ def run(
                         resume=resume,
                         overwrite=overwrite,
                         checkpoint_seconds=checkpoint_seconds,
+                        workers=workers,
                         progress=progress,
                     )
                 )

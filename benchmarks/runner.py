@@ -22,6 +22,7 @@ from benchmarks.errors import UsageError
 from benchmarks.reference import SourceReference, clean_counts
 from benchmarks.results import SCHEMA_VERSION, RunFolder
 from benchmarks.spec import RunSpec
+from streams.feed import batches
 from streams.types import Stream
 from tta.backbones import Backbone, load
 
@@ -108,6 +109,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_seconds: float = 10.0,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run a spec, or take up a run where it was interrupted, and return its row.
@@ -118,6 +120,7 @@ def run(
         resume: Go on from the last checkpoint of an unfinished run.
         overwrite: Start again even if the run is finished.
         checkpoint_seconds: Least time between checkpoints; 0 writes one after every step.
+        workers: Processes that make batches ahead of the adapter; no number depends on it.
         progress: Called after each step with (steps done, steps, error so far in percent).
 
     Returns:
@@ -137,7 +140,7 @@ def run(
     if overwrite:
         folder.clear()
     folder.create(spec.model_dump(mode="json") | {"run_id": prepared.run_id})
-    return _Loop(prepared, folder, checkpoint_seconds, progress).run()
+    return _Loop(prepared, folder, checkpoint_seconds, workers, progress).run()
 
 
 class _Loop:
@@ -148,11 +151,13 @@ class _Loop:
         prepared: Prepared,
         folder: RunFolder,
         checkpoint_seconds: float,
+        workers: int,
         progress: Progress | None,
     ) -> None:
         self.prepared = prepared
         self.folder = folder
         self.checkpoint_seconds = checkpoint_seconds
+        self.workers = workers
         self.progress = progress
         self.reference = SourceReference.open(
             prepared.backbone.model, prepared.backbone.weight_hash, prepared.stream
@@ -165,7 +170,7 @@ class _Loop:
         resets = set(stream.reset_steps)
         first = self._restore()
         saved = time.monotonic()
-        for batch in stream.start_at(first):
+        for batch in batches(stream.start_at(first), self.workers):
             if batch.step in resets:
                 adapter.reset()
             x = batch.x.to(device)

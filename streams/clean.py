@@ -107,6 +107,20 @@ class GeneratedSource:
         )
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """Reads arrays ``(N, H, W, 3)`` uint8 by position."""
+
+    images: NDArray[np.uint8]
+
+    def __call__(self, positions: Ints) -> Tensor:
+        """Images ``(B, 3, H, W)`` uint8."""
+        import torch
+
+        # Indexed by numpy: torch takes neither negative strides nor read-only arrays.
+        return torch.from_numpy(self.images[positions]).permute(0, 3, 1, 2).contiguous()
+
+
 def in_memory(
     images: NDArray[np.uint8],
     labels: Ints,
@@ -116,17 +130,11 @@ def in_memory(
     digest: str | None = None,
 ) -> CleanImages:
     """Clean images from arrays ``(N, H, W, 3)`` uint8 and labels ``(N,)``."""
-    import torch
-
-    def read(positions: Ints) -> Tensor:
-        # Indexed by numpy: torch takes neither negative strides nor read-only arrays.
-        return torch.from_numpy(images[positions]).permute(0, 3, 1, 2).contiguous()
-
     return CleanImages(
         name=name,
         labels=labels,
         num_classes=num_classes,
-        read=read,
+        read=InMemory(images),
         digest=digest or digest_arrays(images, labels),
     )
 

@@ -427,3 +427,35 @@ def test_public_cifar_weights_reach_their_accuracy(shared):
         predicted = torch.cat([backbone.model(part / 255.0).argmax(1) for part in x.split(250)])
     # The reference images are JPEG-compressed, which costs these weights ten points.
     assert 0.79 < float((predicted.numpy() == labels).mean()) < 0.84
+
+
+def test_imagenet_weights_from_the_package_index() -> None:
+    """Matched by position: the tensors are the file's own, and the images are understood."""
+    backbone = load("efficientnet-lite0")
+    assert (backbone.num_classes, backbone.mean, backbone.std) == (1000, (0.5,) * 3, (0.5,) * 3)
+    assert backbone.weight_hash.startswith("4c6ab284")
+    with pytest.raises(BackboneError, match="1000 classes"):
+        load("efficientnet-lite0", num_classes=10)
+
+
+@pytest.mark.shared
+def test_imagenet_weights_are_as_good_as_published(shared: Path) -> None:
+    from PIL import Image
+
+    files = sorted((shared / "data" / "imagenet" / "val").glob("*/*"))[:60]
+    correct = 0
+    model = load("efficientnet-lite0").model
+    for label, file in enumerate(files):
+        image = Image.open(file).convert("RGB")
+        left, top = (image.width - 224) // 2, (image.height - 224) // 2
+        pixels = np.asarray(image.crop((left, top, left + 224, top + 224)))
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            correct += int(model(x).argmax(1)) == label
+    assert correct >= 48
+
+
+def test_a_file_that_does_not_match_by_position(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(BackboneError, match="has 1 tensors"):
+        load("efficientnet-lite0", checkpoint=tmp_path / "other.pth")

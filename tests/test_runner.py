@@ -163,6 +163,13 @@ def test_kill_nine_and_resume(tmp_path: Path) -> None:
     assert without_timing(results[0]) == without_timing(results[1])
 
 
+def test_workers_change_no_number(tmp_path: Path) -> None:
+    spec = benchmarks.resolve("tent", "fashion-mnist-c", **SMALL)
+    alone = benchmarks.run(spec, tmp_path / "alone")
+    ahead = benchmarks.run(spec, tmp_path / "ahead", workers=2)
+    assert without_timing(alone) == without_timing(ahead)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create({})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tta.architectures import CifarResNet, depth_of, rename_public_keys
+from tta.backbone_packages import from_package
 from tta.backbone_timm import from_timm
 from tta.backbone_types import (
     Request,
@@ -205,6 +206,7 @@ def _replace_classifier(model: nn.Module, classes: int, request: Request) -> Non
 SOURCES: dict[str, Callable[[Request], Source]] = {
     "embedded": _embedded,
     "cifar": _cifar,
+    "package": from_package,
     "timm": from_timm,
     "torchvision": _torchvision,
     "robustbench": _robustbench,

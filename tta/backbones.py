@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tta.backbone_packages import NAMES as _PACKAGES
 from tta.checkpoints import read_checkpoint
 from tta.config import did_you_mean
 from tta.embedded import names as _embedded_names
@@ -160,7 +161,8 @@ def load(
 
     Args:
         spec: ``fashion-resnet`` or ``fashion-resnet-gn`` (shipped), ``cifar-resnet20`` (with
-            ``checkpoint``), ``timm:NAME``, ``torchvision:NAME[@WEIGHTS]`` or
+            ``checkpoint``), ``efficientnet-lite0`` (weights from the package index, extra
+            ``imagenet``), ``timm:NAME``, ``torchvision:NAME[@WEIGHTS]`` or
             ``robustbench:NAME@DATASET``.
         checkpoint: Weight file to use instead of the published weights; nothing is downloaded.
         num_classes: Width of the classifier. By default that of the weights; another one draws a
@@ -224,8 +226,11 @@ def _parse(spec: str) -> tuple[str, str]:
         return "embedded", spec
     if spec in _CIFAR:
         return "cifar", spec
-    known = [*_embedded_names(), *_CIFAR]
-    hint = did_you_mean(spec, known)
+    if spec in _PACKAGES:
+        return "package", spec
+    known = [*_embedded_names(), *_CIFAR, *_PACKAGES]
+    # timm has many names like that of the package's model: an underscore means one of them.
+    hint = did_you_mean(spec, known if "_" not in spec else known[: -len(_PACKAGES)])
     if not hint and re.fullmatch(r"[\w.]+", spec):
         hint = f" (did you mean 'timm:{spec}'?)"
     raise BackboneError(
