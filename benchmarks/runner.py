@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from benchmarks.spec import RunSpec
 from streams.feed import batches
 from streams.types import Stream
 from tta.backbones import Backbone, load
+from tta.masking import Masked
 
 Progress = Callable[[int, int, float], None]
 
@@ -77,11 +78,7 @@ def prepare(spec: RunSpec) -> Prepared:
         spec.backbone,
         checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
     )
-    if backbone.num_classes != stream.num_classes:
-        raise UsageError(
-            f"backbone {backbone.name} has {backbone.num_classes} classes, "
-            f"stream {spec.stream} has {stream.num_classes}"
-        )
+    backbone = _matched(backbone, stream)
     backbone.model.to(device=spec.device, dtype=dtype).eval().requires_grad_(False)
     sample = stream.batch(0).x[:1].to(spec.device)
     try:
@@ -100,6 +97,20 @@ def prepare(spec: RunSpec) -> Prepared:
         raise UsageError(f"{spec.method} needs source images, {spec.stream} has none to give")
     run_id = spec.identity(backbone.weight_hash, stream.hash, _version("tta-bench"))
     return Prepared(spec, stream, backbone, adapter, run_id)
+
+
+def _matched(backbone: Backbone, stream: Stream) -> Backbone:
+    """The backbone with the stream's classes: its own, or the part of them that the stream has."""
+    if backbone.num_classes == stream.num_classes:
+        return backbone
+    class_ids = getattr(stream.source, "class_ids", None)
+    if class_ids is None or max(class_ids) >= backbone.num_classes:
+        raise UsageError(
+            f"backbone {backbone.name} has {backbone.num_classes} classes, "
+            f"stream {stream.name} has {stream.num_classes}"
+        )
+    masked = Masked(backbone.model, class_ids, backbone.num_classes).eval()
+    return replace(backbone, model=masked, num_classes=len(class_ids))
 
 
 def run(

@@ -37,7 +37,9 @@ def from_package(request: Request) -> Source:
     state = _by_position(read_checkpoint(file), model, file)
     load_weights(model, state, model_name=request.spec, file_name=file.name)
     if request.num_classes not in (None, 1000):
-        raise BackboneError(f"{request.spec} has 1000 classes, got num_classes={request.num_classes}")
+        raise BackboneError(
+            f"{request.spec} has 1000 classes, got num_classes={request.num_classes}; leave it out"
+        )
     data = resolve_model_data_config(model)
     return Source(
         model=model,
