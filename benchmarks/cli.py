@@ -15,6 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from benchmarks.data_cli import app as data_app
 from benchmarks.errors import UsageError
 from streams.errors import StreamError
 from tta.errors import AdapterError
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_app, name="data")
 
 Names = Annotated[
     list[str], typer.Option("--method", "-m", help="Method(s): repeat, or separate by commas.")
@@ -35,7 +37,14 @@ Names = Annotated[
 StreamName = Annotated[str, typer.Option("--stream", "-s", help="See 'tta-bench list streams'.")]
 Setting = Annotated[
     Optional[str],
-    typer.Option(help="Order and reset policy: continual (never reset) or reset (each domain)."),
+    typer.Option(help="Order and reset policy: continual, reset, … see 'tta-bench list settings'."),
+]
+SettingOptions = Annotated[
+    Optional[list[str]],
+    typer.Option("--setting-set", help="Option of the setting, key=value; repeat."),
+]
+Order = Annotated[
+    Optional[str], typer.Option(help="Order of the corruptions: default, rotta, cotta0 …")
 ]
 Severity = Annotated[Optional[str], typer.Option(help="1 to 5, one or several: 5 or 5,3.")]
 Corruption = Annotated[
@@ -45,6 +54,7 @@ NumExamples = Annotated[
     Optional[int], typer.Option(help="First N images a domain; all by default.")
 ]
 BatchSize = Annotated[Optional[int], typer.Option(help="Images a step; the protocol's by default.")]
+Subset = Annotated[Optional[str], typer.Option(help="ImageNet streams: full or robustbench-5k.")]
 DataDir = Annotated[
     Optional[Path], typer.Option(help="Folder of the data; embedded streams need none.")
 ]
@@ -69,12 +79,15 @@ def run(
         Optional[list[str]],
         typer.Option("--set", help="Method option key=value; repeat. 'deyo.lr=1e-3' for one only."),
     ] = None,
+    setting_set: SettingOptions = None,
+    order: Order = None,
     seed: Annotated[str, typer.Option(help="One seed or several: 0,1,2.")] = "0",
     severity: Severity = None,
     corruptions: Corruption = None,
     num_examples: NumExamples = None,
     batch_size: BatchSize = None,
     data_dir: DataDir = None,
+    subset: Subset = None,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -128,6 +141,9 @@ def run(
                 corruptions=tuple(_split([corruptions])) if corruptions else None,
                 num_examples=num_examples,
                 batch_size=batch_size,
+                setting_options=_pairs(setting_set),
+                order=order,
+                source_options={"subset": subset} if subset else None,
             )
             for name in methods
             for value in _integers("seed", seed) or ()
@@ -221,12 +237,18 @@ def describe(
         Optional[str], typer.Option("--method", "-m", help="Method whose options to print.")
     ] = None,
     setting: Setting = None,
+    setting_set: SettingOptions = None,
+    order: Order = None,
     severity: Severity = None,
     corruptions: Corruption = None,
     num_examples: NumExamples = None,
     batch_size: BatchSize = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     data_dir: DataDir = None,
+    subset: Subset = None,
+    picture: Annotated[
+        Optional[Path], typer.Option(help="Write FILE.png: domains and labels over the steps.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a stream's plan (order, domains, resets, labels, hash) or a method's options."""
@@ -251,7 +273,14 @@ def describe(
             batch_size=default_batch_size(stream) if batch_size is None else batch_size,
             seed=seed,
             data_dir=data_dir,
+            setting_options=_pairs(setting_set),
+            order=order or "default",
+            source_options={"subset": subset} if subset else None,
         )
+        if picture is not None:
+            from streams.picture import save_png
+
+            typer.echo(f"written: {save_png(made, picture)}", err=True)
         console.show_stream(made.describe(), as_json)
 
 
@@ -295,6 +324,16 @@ def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--{name}={text!r}: expected integers separated by commas") from None
+
+
+def _pairs(pairs: list[str] | None) -> dict[str, str] | None:
+    if pairs is None:
+        return None
+    read = [pair.partition("=") for pair in pairs]
+    for pair, (key, equals, _) in zip(pairs, read, strict=True):
+        if not equals or not key:
+            raise UsageError(f"--setting-set {pair!r}: expected key=value")
+    return {key: value for key, _, value in read}
 
 
 def _options(pairs: list[str], methods: list[str]) -> dict[str, dict[str, str]]:

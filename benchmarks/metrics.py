@@ -93,6 +93,8 @@ def summarise(table: Table, domains: Sequence[Domain]) -> dict[str, Any]:
     errors = {}
     for domain in domains:
         here = table["domain"] == domain.name
+        if not here.any():
+            continue  # a setting may leave a domain out
         errors[domain.name] = 100 * (1 - float(correct[here].sum() / n[here].sum()))
     selected = table["selected_fraction"].astype(np.float64)
     counts = np.array(table["ece_count"].tolist(), dtype=np.int64).sum(0)

@@ -73,6 +73,9 @@ def prepare(spec: RunSpec) -> Prepared:
         shuffle=spec.shuffle,
         data_dir=spec.data_dir,
         dtype=dtype,
+        setting_options=spec.setting_options,
+        order=spec.order,
+        source_options=spec.source_options,
     )
     backbone = load(
         spec.backbone,

@@ -18,7 +18,10 @@ from streams.scan import scan
 
 # What a machine knows and a number does not depend on.
 _LOCAL = {"data_dir", "checkpoint"}
-_PROTOCOL_FIELDS = ("corruptions", "severity", "batch_size", "shuffle", "num_examples")
+_PROTOCOL_FIELDS = (
+    *("corruptions", "severity", "batch_size", "shuffle", "num_examples"),
+    *("setting_options", "order", "source_options"),
+)
 
 
 class RunSpec(BaseModel):
@@ -39,6 +42,9 @@ class RunSpec(BaseModel):
     corruptions: tuple[str, ...]
     severity: tuple[int, ...]
     num_examples: int | None = Field(ge=1)
+    setting_options: dict[str, float | int | str] = {}
+    order: str = "default"
+    source_options: dict[str, int | str | None] = {}
     batch_size: int = Field(ge=1)
     shuffle: bool
     backbone: str
@@ -84,8 +90,8 @@ def resolve(
         device: Torch device.
         dtype: ``float32`` or ``float64``.
         data_dir: Folder of the data.
-        **overrides: ``corruptions``, ``severity``, ``batch_size``, ``shuffle``, ``num_examples``;
-            ``None`` keeps the protocol's.
+        **overrides: ``corruptions``, ``severity``, ``batch_size``, ``shuffle``, ``num_examples``,
+            ``setting_options``, ``order``, ``source_options``; ``None`` keeps the protocol's.
 
     Raises:
         UsageError: For a wrong name or value, with the nearest valid name.
@@ -99,6 +105,10 @@ def resolve(
     given = {key: value for key, value in overrides.items() if value is not None}
     if unknown := sorted(set(given) - set(_PROTOCOL_FIELDS)):
         raise UsageError(f"unknown field {unknown[0]!r}; a run takes {', '.join(_PROTOCOL_FIELDS)}")
+    if given.get("setting_options"):
+        from streams.settings import changed_options
+
+        given["setting_options"] = changed_options(base["setting"], given["setting_options"])
     changed = {
         key: given[key]
         for key in _PROTOCOL_FIELDS
@@ -194,11 +204,17 @@ def _protocol(protocol: str | None, stream: str, setting: str | None) -> dict[st
         "batch_size": default_batch_size(stream),
         "shuffle": True,
         "num_examples": None,
-        "backbone": None,
+        "setting_options": {},
+        "order": "default",
+        "source_options": {},
+        # The one that the stream's protocols use, where it has any.
+        "backbone": next((p.backbone for p in protocols().values() if p.stream == stream), None),
     }
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}:{item}" for key, item in sorted(value.items()))
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ",".join(map(str, value))
     return str(value)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streams.clean import GeneratedSource, check_labels, digest_arrays, in_memory
+from streams.domain_orders import arrange
 from streams.errors import StreamError
-from streams.factory import DEFAULT_BATCH_SIZE, domains_of, plan_stream
+from streams.factory import DEFAULT_BATCH_SIZE, choose_domains, plan_stream
 from streams.types import Domain, Ints, Provenance, Stream
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def from_arrays(
     seed: int = 0,
     shuffle: bool = True,
     dtype: torch.dtype | None = None,
+    setting_options: Mapping[str, float | int | str] | None = None,
+    order: str = "default",
 ) -> Stream:
     """A stream over arrays.
 
@@ -52,6 +55,9 @@ def from_arrays(
         seed: Seed of every permutation.
         shuffle: Whether images are permuted inside a domain.
         dtype: Floating type of the images, float32 by default.
+        setting_options: Options of the setting; see ``streams.settings.options``.
+        order: Order of the domains, a name of ``streams.domain_orders.ORDERS``; as they are given
+            by default.
 
     Raises:
         StreamError: For a wrong shape, type, label or length.
@@ -68,20 +74,21 @@ def from_arrays(
         "seed": seed,
         "shuffle": shuffle,
         "dtype": dtype,
+        "setting_options": setting_options,
     }
     if corruptions is not None:
         if isinstance(images, Mapping):
             raise StreamError("give either one array and corruptions, or an array per domain")
         pixels = check_images(images, len(targets), name)
         clean = in_memory(pixels, targets, name=name, num_classes=classes)
-        chosen = domains_of(corruptions, severity)
+        chosen = choose_domains(setting, corruptions, severity, order)
         return plan_stream(name, GeneratedSource(clean=clean), chosen, **options)  # type: ignore[arg-type]
     given = images if isinstance(images, Mapping) else {"images": images}
     if not given:
         raise StreamError("no images are given: name at least one domain and its array")
     arrays = {key: check_images(value, len(targets), key) for key, value in given.items()}
     source = ArraySource(name=name, arrays=arrays, labels=targets, num_classes=classes)
-    domains = [Domain(name=key, corruption=key, severity=0) for key in arrays]
+    domains = [Domain(name=key, corruption=key, severity=0) for key in arrange(list(arrays), order)]
     return plan_stream(name, source, domains, **options)  # type: ignore[arg-type]
 
 

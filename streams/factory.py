@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from operator import index
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from streams import settings
+from streams import membership, settings
 from streams.corruptions.names import CORRUPTIONS
+from streams.domain_orders import arrange
 from streams.errors import StreamError
 from streams.scan import scan
 from streams.types import Domain, ImageSource, Stream
@@ -44,6 +45,9 @@ def create(
     shuffle: bool = True,
     data_dir: Path | str | None = None,
     dtype: torch.dtype | None = None,
+    setting_options: Mapping[str, float | int | str] | None = None,
+    order: str = "default",
+    source_options: Mapping[str, Any] | None = None,
 ) -> Stream:
     """Open a source of images and plan a stream over it; no image is read yet.
 
@@ -58,24 +62,47 @@ def create(
         shuffle: Whether images are permuted inside a domain.
         data_dir: Folder of the data; embedded streams need none.
         dtype: Floating type of the images, float32 by default.
+        setting_options: Options of the setting; see ``streams.settings.options``.
+        order: Order of the corruptions, a name of ``streams.domain_orders.ORDERS``; the default is
+            the standard order, or that of ``corruptions``.
+        source_options: Options of the source, such as ``subset="robustbench-5k"`` of ImageNet-C.
 
     Raises:
         StreamError: For a wrong name or value, or where the data is missing or damaged.
     """
     module = _SOURCES.load(name)
-    chosen = domains_of(CORRUPTIONS if corruptions is None else corruptions, severity)
-    source: ImageSource = module.open_source(Path(data_dir) if data_dir is not None else None)
+    names = membership.default_names(module, corruptions)
+    chosen = choose_domains(setting, names, severity, order)
+    folder = Path(data_dir) if data_dir is not None else None
+    source: ImageSource = module.open_source(folder, **_options_of(name, module, source_options))
     return plan_stream(
         name,
         source,
-        chosen,
+        membership.own_domains(source, chosen, setting),
         setting=setting,
         num_examples=num_examples,
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle,
         dtype=dtype,
+        setting_options=setting_options,
     )
+
+
+def _options_of(
+    name: str, module: ModuleType, given: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """The options, if the source takes them.
+
+    Raises:
+        StreamError: For an option that it does not have.
+    """
+    known = [key for key in signature(module.open_source).parameters if key != "data_dir"]
+    for key in given or {}:
+        if key not in known:
+            have = f"it has {', '.join(known)}" if known else "it has none"
+            raise StreamError(f"stream {name!r} has no option {key!r}; {have}")
+    return given or {}
 
 
 def plan_stream(
@@ -89,13 +116,14 @@ def plan_stream(
     seed: int,
     shuffle: bool,
     dtype: torch.dtype | None,
+    setting_options: Mapping[str, float | int | str] | None = None,
 ) -> Stream:
     """Plan a stream over an open source.
 
     Raises:
         StreamError: For a size that the source does not have, or a domain it cannot give.
     """
-    total = len(source.labels)
+    total = membership.most_images(source, domains)
     count = total if num_examples is None else whole("num_examples", num_examples)
     batch_size, seed = whole("batch_size", batch_size), whole("seed", seed)
     if not 1 <= count <= total:
@@ -106,23 +134,42 @@ def plan_stream(
         raise StreamError("a domain is named twice: give each corruption and severity once")
     for domain in domains:
         source.check(domain)
+    options = settings.changed_options(setting, setting_options)
     request = settings.Request(
         domains=tuple(domains),
-        positions=np.arange(count),
+        positions=membership.first_images(source, domains, count),
         labels=source.labels,
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle,
+        options=options,
     )
     return Stream(
         name=name,
         source=source,
-        plan=settings.make_plan(setting, request),
+        plan=membership.restrict(settings.make_plan(setting, request), source, batch_size),
         setting=setting,
         batch_size=batch_size,
         seed=seed,
         dtype=dtype,
+        options=options,
     )
+
+
+def choose_domains(
+    setting: str,
+    corruptions: Sequence[str] | None,
+    severity: int | Sequence[int],
+    order: str = "default",
+) -> list[Domain]:
+    """Domains that a setting visits, in the named order of corruptions.
+
+    Raises:
+        StreamError: For a wrong setting, order, corruption or severity.
+    """
+    given = CORRUPTIONS if corruptions is None else corruptions
+    names = arrange([given] if isinstance(given, str) else given, order)
+    return (settings.domain_maker(setting) or domains_of)(names, severity)
 
 
 def domains_of(corruptions: Sequence[str], severity: int | Sequence[int]) -> list[Domain]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from streams.clean import check_labels
 from streams.errors import StreamError
+from streams.provenance import read_marker
 from streams.readers.npy import open_array, open_images, read_labels
 from streams.types import CLEAN, Domain, Ints, Provenance
 
@@ -35,7 +36,9 @@ class NpyCorruptions:
         name: Name for results.
         labels: Labels ``(N,)``.
         num_classes: Number of classes.
-        kind: ``official`` for a published archive, else ``arrays``.
+        kind: ``official`` for a published archive, ``generated`` for a set that says so, else
+            ``arrays``.
+        made: What a generated set says of its making.
     """
 
     folder: Path
@@ -43,13 +46,14 @@ class NpyCorruptions:
     labels: Ints
     num_classes: int
     kind: str = "arrays"
+    made: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def provenance(self) -> Provenance:
-        """The folder's name and a digest of its content."""
+        """The folder's name, a digest of its content, and how it was generated where it was."""
         detail = {"files": f"{self.folder.name}/*.npy", "digest": self.digest[:16]}
-        kind = "official" if self.kind == "official" else "arrays"
-        return Provenance(kind=kind, detail=detail)  # type: ignore[arg-type]
+        kind = self.kind if self.kind in ("official", "generated") else "arrays"
+        return Provenance(kind=kind, detail=detail | dict(self.made))  # type: ignore[arg-type]
 
     @cached_property
     def digest(self) -> str:
@@ -112,14 +116,27 @@ def open_npy_folder(
 ) -> NpyCorruptions:
     """Open a folder of corrupted arrays; nothing but the labels is read.
 
+    A folder with the mark of ``tta-bench data generate`` is ``generated`` whatever ``kind`` says.
+
     Raises:
         StreamError: For missing or damaged labels, or a label out of range.
     """
     labels = read_labels(folder / "labels.npy")
-    labels = _labels_of_one_severity(folder, labels, certain=kind == "official")
+    made = read_marker(folder)
+    if made is not None:
+        kind = "generated"
+        num_classes = made.num_classes if num_classes is None else num_classes
+    labels = _labels_of_one_severity(folder, labels, certain=kind in ("official", "generated"))
     classes = int(labels.max()) + 1 if num_classes is None else num_classes
     check_labels(labels, classes, str(folder / "labels.npy"))
-    return NpyCorruptions(folder=folder, name=name, labels=labels, num_classes=classes, kind=kind)
+    return NpyCorruptions(
+        folder=folder,
+        name=name,
+        labels=labels,
+        num_classes=classes,
+        kind=kind,
+        made=made.detail if made is not None else {},
+    )
 
 
 def _labels_of_one_severity(folder: Path, labels: Ints, certain: bool) -> Ints:

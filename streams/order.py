@@ -1,13 +1,14 @@
 """Orders as index permutations, computed before the first image is read.
 
-A setting is a composition of the small functions here; see ``streams/settings``.
+A setting is a composition of the small functions here, in ``order_labels`` and in
+``order_markov``; see ``streams/settings``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +26,8 @@ class Plan:
         domain_ids: Domain of each sample ``(N,)``.
         offsets: First sample of each step, and ``N`` at the end ``(steps + 1,)``.
         reset_steps: Steps before which the adapter goes back to the source model.
+        visit_starts: First sample of each visit, where a domain may be visited again; empty where
+            each domain comes once.
     """
 
     domains: tuple[Domain, ...]
@@ -32,6 +35,7 @@ class Plan:
     domain_ids: Ints
     offsets: Ints
     reset_steps: tuple[int, ...] = ()
+    visit_starts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -44,11 +48,19 @@ class Plan:
     def digest(self, *context: str) -> str:
         """Hex SHA-256 of the plan and of ``context``."""
         made = hashlib.sha256()
-        for text in (*context, repr(self.domains), repr(self.reset_steps)):
+        texts = [*context, repr(self.domains), repr(self.reset_steps)]
+        if self.visit_starts:
+            texts.append(f"visits {self.visit_starts!r}")
+        for text in texts:
             made.update(f"{len(text)}:{text}".encode())
         for array in (self.positions, self.domain_ids, self.offsets):
             made.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         return made.hexdigest()
+
+    def distinct_per_step(self, values: Ints) -> float:
+        """Mean number of distinct values among the samples ``(N,)`` of a step."""
+        steps = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return len(np.unique(steps * (int(values.max()) + 1) + values)) / len(self)
 
     def domain_table(self) -> Iterator[tuple[Domain, int, int]]:
         """Domain, number of samples and first step, in the order of appearance."""
@@ -69,6 +81,13 @@ def shuffled(positions: Ints, seed: int, *purpose: int | str) -> Ints:
     return rng(seed, *purpose).permutation(positions)
 
 
+def domain_order(domain: Domain, positions: Ints, *, seed: int, shuffle: bool) -> Ints:
+    """Positions as one domain has them: a permutation keyed by (seed, domain), or as they are."""
+    if not shuffle:
+        return positions
+    return shuffled(positions, seed, "order", domain.corruption, domain.severity)
+
+
 def in_batches(lengths: Sequence[int], batch_size: int) -> Ints:
     """Offsets of batches that never cross a segment border; a segment's last one may be short."""
     starts = np.cumsum([0, *lengths])
@@ -83,16 +102,81 @@ def domain_after_domain(
 
     The order inside a domain is a permutation keyed by (seed, domain), or that of ``positions``.
     """
-    parts = [
-        shuffled(positions, seed, "order", d.corruption, d.severity) if shuffle else positions
-        for d in domains
-    ]
+    parts = [domain_order(d, positions, seed=seed, shuffle=shuffle) for d in domains]
     return Plan(
         domains=tuple(domains),
         positions=np.concatenate(parts),
         domain_ids=np.repeat(np.arange(len(parts)), len(positions)),
         offsets=in_batches([len(positions)] * len(parts), batch_size),
     )
+
+
+def of_visits(
+    domains: Sequence[Domain],
+    visits: Sequence[tuple[int, Ints]],
+    *,
+    batch_size: int,
+    cross: bool = False,
+) -> Plan:
+    """Visits ``(domain id, positions)`` one after the other; batches cross borders if told so."""
+    lengths = [len(positions) for _, positions in visits]
+    return Plan(
+        domains=tuple(domains),
+        positions=np.concatenate([positions for _, positions in visits]),
+        domain_ids=np.repeat(np.array([d for d, _ in visits], dtype=np.int64), lengths),
+        offsets=in_batches([sum(lengths)] if cross else lengths, batch_size),
+    )
+
+
+def mixed(
+    domains: Sequence[Domain], positions: Ints, *, seed: int, shuffle: bool
+) -> tuple[Ints, Ints]:
+    """Positions and domain ids of all domains in one uniformly random interleaving.
+
+    Inside each domain the order is that of ``domain_order``: with ``shuffle`` every permutation of
+    the union is equally likely.
+    """
+    ids = shuffled(np.repeat(np.arange(len(domains)), len(positions)), seed, "mixed")
+    mixture = np.empty(len(ids), dtype=np.int64)
+    for number, domain in enumerate(domains):
+        mixture[ids == number] = domain_order(domain, positions, seed=seed, shuffle=shuffle)
+    return mixture, ids
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """Plans over the same domains, one after the other, without their resets."""
+    lengths = [len(plan.positions) for plan in plans]
+    starts = np.cumsum([0, *lengths])
+    offsets = [plan.offsets[:-1] + start for plan, start in zip(plans, starts[:-1], strict=True)]
+    return Plan(
+        domains=plans[0].domains,
+        positions=np.concatenate([plan.positions for plan in plans]),
+        domain_ids=np.concatenate([plan.domain_ids for plan in plans]),
+        offsets=np.concatenate([*offsets, starts[-1:]]),
+    )
+
+
+def with_visits(plan: Plan, starts: Ints) -> Plan:
+    """The plan with the first sample ``(V,)`` of each of its visits."""
+    return replace(plan, visit_starts=tuple(starts[starts < len(plan.positions)].tolist()))
+
+
+def without_single_end(plan: Plan) -> Plan:
+    """The plan without a last batch of one sample, which batch statistics cannot use."""
+    if len(plan) < 2 or plan.offsets[-1] - plan.offsets[-2] != 1 or plan.offsets[1] == 1:
+        return plan
+    return replace(
+        plan,
+        positions=plan.positions[:-1],
+        domain_ids=plan.domain_ids[:-1],
+        offsets=plan.offsets[:-1],
+    )
+
+
+def runs(values: Ints) -> Ints:
+    """Lengths of the runs of equal values, in order."""
+    borders = np.flatnonzero(np.diff(values)) + 1
+    return np.diff(np.concatenate([[0], borders, [len(values)]]))
 
 
 def domain_starts(plan: Plan) -> tuple[int, ...]:

@@ -124,6 +124,7 @@ class Stream:
     seed: int
     first_step: int = 0
     dtype: torch.dtype | None = None
+    options: Mapping[str, float | int | str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of batches from ``first_step`` on."""
@@ -208,8 +209,10 @@ class Stream:
 
     @cached_property
     def hash(self) -> str:
-        """Hex digest of order, batches, labels, pixel identity and seed."""
-        return self.plan.digest(self.source.digest, self.name, self.setting, str(self.seed))
+        """Hex digest of order, batches, labels, pixel identity, seed and changed options."""
+        given = [f"{key}={value!r}" for key, value in sorted(self.options.items())]
+        context = [self.source.digest, self.name, self.setting, str(self.seed), *given]
+        return self.plan.digest(*context)
 
     def describe(self) -> dict[str, Any]:
         """The plan in plain values: sizes, domains, resets, labels, provenance, hash."""
@@ -218,6 +221,7 @@ class Stream:
         return {
             "stream": self.name,
             "setting": self.setting,
+            "options": dict(self.options),
             "steps": len(plan),
             "samples": len(plan.positions),
             "images": len(np.unique(plan.positions)),
@@ -225,6 +229,9 @@ class Stream:
             "classes": self.num_classes,
             "seed": self.seed,
             "resets": len(plan.reset_steps),
+            "visits": len(plan.visit_starts) or len(plan.domains),
+            "classes_per_step": plan.distinct_per_step(labels),
+            "domains_per_step": plan.distinct_per_step(plan.domain_ids),
             "provenance": str(self.provenance),
             "hash": self.hash,
             "labels": np.bincount(labels, minlength=self.num_classes).tolist(),

@@ -134,7 +134,7 @@ def test_opening_the_embedded_stream_needs_no_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("fashion-mnist", "fashion-mnist-c"), ("cifar-10-c", "cifar10-c")]
+    ("name", "near"), [("fashion-mnits", "fashion-mnist"), ("cifar-10-c", "cifar10-c")]
 )
 def test_an_unknown_stream_is_answered_with_the_nearest(name, near):
     with pytest.raises(StreamError) as error:
@@ -143,9 +143,10 @@ def test_an_unknown_stream_is_answered_with_the_nearest(name, near):
 
 
 def test_readers_are_no_streams():
-    assert streams.list_streams() == sorted(
-        ["cifar10-c", "fashion-mnist-c", "imagenet-c", "npy-folder"]
-    )
+    names = streams.list_streams()
+    assert names == sorted(names)
+    assert {"cifar10-c", "fashion-mnist-c", "imagenet-c", "npy-folder"} <= set(names)
+    assert not {"idx", "npy", "parquet", "clean"} & set(names)
 
 
 def test_an_unknown_corruption_names_those_there_are():

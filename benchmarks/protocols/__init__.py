@@ -35,6 +35,9 @@ class Protocol(BaseModel):
     batch_size: int
     shuffle: bool
     num_examples: int | None = None
+    setting_options: dict[str, float | int | str] = {}
+    order: str = "default"
+    source_options: dict[str, int | str | None] = {}
     backbone: str | None = None
 
     @property
@@ -55,8 +58,8 @@ def protocols() -> dict[str, Protocol]:
 
 
 def protocol_for(stream: str, setting: str) -> Protocol | None:
-    """The newest protocol of a stream and setting."""
-    fitting = [p for p in protocols().values() if (p.stream, p.setting) == (stream, setting)]
+    """The newest protocol named after a stream and setting; others are chosen by their name."""
+    fitting = [p for p in protocols().values() if p.name == f"{stream}-{setting}"]
     return max(fitting, key=lambda p: p.version, default=None)
 
 

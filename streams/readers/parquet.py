@@ -37,8 +37,8 @@ def read_images(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], I
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         names = pq.read_schema(path).names
-        image = _column(path, names, _IMAGE_COLUMNS)
-        label = _column(path, names, _LABEL_COLUMNS)
+        image = find_column(path, names, _IMAGE_COLUMNS)
+        label = find_column(path, names, _LABEL_COLUMNS)
         table = pq.read_table(path, columns=[image, label])
     except (pa.ArrowException, OSError) as error:
         raise StreamError(
@@ -48,10 +48,15 @@ def read_images(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], I
     pixels = np.empty((len(cells), *size, 3), dtype=np.uint8)
     for row, cell in enumerate(cells):
         pixels[row] = _decode(cell, size, f"{path} row {row}")
-    return pixels, _labels(table.column(label), f"{path} column {label}"), digest
+    return pixels, read_labels(table.column(label), f"{path} column {label}"), digest
 
 
-def _labels(column: Any, where: str) -> Ints:
+def read_labels(column: Any, where: str) -> Ints:
+    """Labels ``(N,)`` of an arrow column.
+
+    Raises:
+        StreamError: If they are no integers, or one is missing.
+    """
     import pyarrow as pa
 
     if not pa.types.is_integer(column.type):
@@ -62,7 +67,12 @@ def _labels(column: Any, where: str) -> Ints:
     return np.asarray(column.to_numpy(), dtype=np.int64)
 
 
-def _column(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
+def find_column(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
+    """The first wanted name that a file has.
+
+    Raises:
+        StreamError: If it has none.
+    """
     for name in wanted:
         if name in names:
             return name

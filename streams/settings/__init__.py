@@ -1,16 +1,24 @@
 """Settings of the literature, one file each: ``plan(request) -> Plan``.
 
-A file here is a setting; its name is the file's, with ``-`` for ``_``.
+A file here is a setting; its name is the file's, with ``-`` for ``_``. It may declare
+``OPTIONS``, a ``(default, what it is)`` by name, and ``domains(corruptions, severity)`` where it
+visits other domains than each corruption at each severity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from streams import order
+from streams.errors import StreamError
 from streams.scan import scan
 from streams.types import Domain, Ints
+
+Option = float | int | str
+DomainMaker = Callable[[Sequence[str], "int | Sequence[int]"], list[Domain]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +32,7 @@ class Request:
         batch_size: Samples a step.
         seed: Seed of every permutation.
         shuffle: Whether images are permuted inside a domain.
+        options: Options of the setting; ``make_plan`` checks them and adds the defaults.
     """
 
     domains: tuple[Domain, ...]
@@ -32,6 +41,33 @@ class Request:
     batch_size: int
     seed: int
     shuffle: bool
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    def number(
+        self, name: str, low: float, high: float = math.inf, *, open_low: bool = False
+    ) -> float:
+        """A numeric option in ``[low, high]``, or ``(low, high]`` with ``open_low``.
+
+        Raises:
+            StreamError: If it is out of range.
+        """
+        value = float(self.options[name])
+        if low <= value <= high and not (open_low and value == low):
+            return value
+        least = f"above {low:g}" if open_low else f"at least {low:g}"
+        most = "" if math.isinf(high) else f" and at most {high:g}"
+        raise StreamError(f"{name}={self.options[name]} is out of range: it must be {least}{most}")
+
+    def choice(self, name: str, allowed: Sequence[Option]) -> Option:
+        """An option that is one of ``allowed``.
+
+        Raises:
+            StreamError: If it is another.
+        """
+        value = self.options[name]
+        if value not in allowed:
+            raise StreamError(f"{name}={value!r} is none of {', '.join(map(repr, allowed))}")
+        return value
 
 
 _SCAN = scan("streams.settings", "setting")
@@ -47,11 +83,67 @@ def summary(name: str) -> str:
     return _SCAN.summary(name)
 
 
-def make_plan(setting: str, request: Request) -> order.Plan:
-    """Order a request as the named setting does.
+def options(setting: str) -> dict[str, tuple[Option, str]]:
+    """Options of a setting: default and what it is, by name.
 
     Raises:
         StreamError: If there is no such setting, with the nearest name.
     """
+    return dict(getattr(_SCAN.load(setting), "OPTIONS", {}))
+
+
+def changed_options(setting: str, given: Mapping[str, Option] | None) -> dict[str, Option]:
+    """The given options as values of their type, sorted, without those that are the default.
+
+    Raises:
+        StreamError: For an unknown name, with the nearest, or a value of another type.
+    """
+    known, read = options(setting), {}
+    if not isinstance(given or {}, Mapping):
+        raise StreamError(f"setting options must be values by name, got {given!r}")
+    for name, value in sorted((given or {}).items()):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            have = f"it has {', '.join(known)}" if known else "it has none"
+            raise StreamError(f"setting {setting!r} has no option {name!r}{hint}; {have}")
+        read[name] = _typed(name, value, known[name][0])
+    return {name: value for name, value in read.items() if value != known[name][0]}
+
+
+def domain_maker(setting: str) -> DomainMaker | None:
+    """The setting's own ``domains(corruptions, severity)``, where it has one.
+
+    Raises:
+        StreamError: If there is no such setting, with the nearest name.
+    """
+    made: DomainMaker | None = getattr(_SCAN.load(setting), "domains", None)
+    return made
+
+
+def make_plan(setting: str, request: Request) -> order.Plan:
+    """Order a request as the named setting does.
+
+    Raises:
+        StreamError: If there is no such setting or option, with the nearest name, or for an option
+            out of range.
+    """
     plan: Callable[[Request], order.Plan] = _SCAN.load(setting).plan
-    return plan(request)
+    values = {name: default for name, (default, _) in options(setting).items()}
+    values |= changed_options(setting, request.options)
+    return plan(replace(request, options=values))
+
+
+def _typed(name: str, value: Option, default: Option) -> Option:
+    """``value``, a number or text such as a command line gives, as the type of ``default``."""
+    wanted = type(default)
+    try:
+        read = wanted(value)
+        # 2.5 for a whole number must not turn into 2, nor a number into text.
+        same = isinstance(value, str) or (wanted is not str and read == value)
+        if same and not (isinstance(read, float) and not math.isfinite(read)):
+            return read
+    except (TypeError, ValueError, OverflowError):
+        pass
+    words = {int: "an integer", float: "a finite number", str: "text"}[wanted]
+    raise StreamError(f"{name}={value!r} must be {words}")

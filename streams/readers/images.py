@@ -1,0 +1,134 @@
+"""Encoded images: decoded one by one, resized and cropped as asked, the last ones kept."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.errors import StreamError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp"})
+_CACHE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepare:
+    """How a decoded image becomes one of the stream.
+
+    Attributes:
+        resize: Length of the shorter side after a bilinear resize; ``None`` leaves the size.
+        height: Rows of the centre crop, or those that an image must have where nothing is resized.
+        width: Columns, likewise.
+    """
+
+    resize: int | None
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        size = f"{self.height}x{self.width}"
+        return f"resize {self.resize}, crop {size}" if self.resize else f"{size} as they are"
+
+
+EVALUATION = Prepare(resize=256, height=224, width=224)
+"""The usual evaluation of ImageNet models: shorter side 256, centre crop 224."""
+
+
+def read_image(source: Path | bytes, prepare: Prepare, where: str) -> NDArray[np.uint8]:
+    """Decode one image.
+
+    Args:
+        source: A file, or the encoded bytes.
+        prepare: Resize and crop.
+        where: What to call the image in messages.
+
+    Returns:
+        ``(height, width, 3)`` uint8.
+
+    Raises:
+        StreamError: If the image is missing, does not decode, or has another size than one that is
+            taken as it is.
+    """
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            made = np.asarray(_prepared(image.convert("RGB"), prepare))
+    except FileNotFoundError:
+        raise StreamError(f"{where} is missing; unpack the archive again") from None
+    # Pillow raises the last three for damaged headers.
+    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise StreamError(f"{where} does not decode ({reason}); unpack it again") from error
+    if made.shape != (prepare.height, prepare.width, 3):
+        raise StreamError(
+            f"{where} is {made.shape[:2]}, expected {prepare.height}x{prepare.width}; "
+            "it is not one of this data set"
+        )
+    return made
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image, from its header.
+
+    Raises:
+        StreamError: If the header cannot be read.
+    """
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError) as error:
+        raise StreamError(f"{path} does not decode; unpack it again") from error
+
+
+def _prepared(image: Image, prepare: Prepare) -> Image:
+    """Resize the shorter side and cut the centre, as torchvision does on Pillow images."""
+    from PIL import Image as Pillow
+
+    if prepare.resize is None:
+        return image
+    short, long = sorted(image.size)
+    longer = int(prepare.resize * long / short)  # torchvision cuts, it does not round
+    upright = image.width <= image.height
+    size = (prepare.resize, longer) if upright else (longer, prepare.resize)
+    if size != image.size:
+        image = image.resize(size, Pillow.Resampling.BILINEAR)
+    left = round((image.width - prepare.width) / 2)
+    top = round((image.height - prepare.height) / 2)
+    return image.crop((left, top, left + prepare.width, top + prepare.height))
+
+
+@dataclass
+class DecodedImages:
+    """The images decoded last, up to a number of bytes: domains share their clean images."""
+
+    limit: int = _CACHE_BYTES
+    held: int = 0
+    _images: OrderedDict[Hashable, NDArray[np.uint8]] = field(default_factory=OrderedDict)
+
+    def __reduce__(self) -> tuple[type[DecodedImages], tuple[int]]:
+        return DecodedImages, (self.limit,)  # a copy in another process starts empty
+
+    def get(self, key: Hashable, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The image of a key, decoded unless it is held; nobody may write to it."""
+        if key in self._images:
+            self._images.move_to_end(key)
+            return self._images[key]
+        made = decode()
+        self._images[key] = made
+        self.held += made.nbytes
+        while self.held > self.limit and len(self._images) > 1:
+            self.held -= self._images.popitem(last=False)[1].nbytes
+        return made
