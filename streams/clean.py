@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ class CleanImages:
         num_classes: Number of classes.
         read: Images ``(B, 3, H, W)`` uint8 at positions ``(B,)``.
         digest: Hash of pixels and labels.
+        ids: Image ids ``(N,)`` that key the corruptions; the positions where ``None``.
+        facts: What else the provenance says of the images.
     """
 
     name: str
@@ -36,18 +38,18 @@ class CleanImages:
     num_classes: int
     read: Callable[[Ints], Tensor]
     digest: str
+    ids: Ints | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.num_classes, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratedSource:
-    """Corruptions of clean images by our engine; an image's id is its position."""
+class OverClean:
+    """What a source over clean images has from them."""
 
     clean: CleanImages
-    profile: str = "cifar"
-    corruption_seed: int = 0
 
     @property
     def name(self) -> str:
@@ -64,13 +66,32 @@ class GeneratedSource:
         """Labels ``(N,)``."""
         return self.clean.labels
 
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedSource(OverClean):
+    """Corruptions of clean images by our engine.
+
+    Attributes:
+        profile: Parameter table of the corruptions.
+        corruption_seed: Seed of their draws.
+        jpeg_quality: Quality at which a corrupted image is encoded and decoded again, as the
+            files of ImageNet-C were; ``None`` leaves it out.
+    """
+
+    profile: str = "cifar"
+    corruption_seed: int = 0
+    jpeg_quality: int | None = None
+
     @cached_property
     def provenance(self) -> Provenance:
-        """Generator, its version, parameter table, seed, and what frost is made of."""
+        """Images, generator and version, parameter table, seed, re-encoding, kind of frost."""
+        encoded = {} if self.jpeg_quality is None else {"encoded": f"JPEG {self.jpeg_quality}"}
         return Provenance(
             kind="generated",
             detail={
                 "clean": self.clean.name,
+                **self.clean.facts,
+                **encoded,
                 "generator": f"tta-bench {corruptions.GENERATOR_VERSION}",
                 "parameters": self.profile,
                 "seed": str(self.corruption_seed),
@@ -97,14 +118,18 @@ class GeneratedSource:
         clean = self.clean.read(positions)
         if domain.corruption == "none":
             return clean
-        return corruptions.corrupt(
+        ids = positions if self.clean.ids is None else self.clean.ids[positions]
+        made = corruptions.corrupt(
             clean,
             domain.corruption,
             domain.severity,
-            ids=positions.tolist(),
+            ids=ids.tolist(),
             seed=self.corruption_seed,
             profile=self.profile,
         )
+        if self.jpeg_quality is None:
+            return made
+        return corruptions.recompress(made, quality=self.jpeg_quality)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""ImageNet's validation images, and ImageNet-C made from them."""
+"""ImageNet's validation images, wherever and however they are stored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from streams import corruptions
-from streams.clean import check_labels
+from streams.clean import CleanImages, check_labels
 from streams.errors import StreamError
 from streams.imagenet_classes import WHAT
 from streams.readers.class_folders import folders_of, list_classes
@@ -22,7 +21,7 @@ from streams.readers.images import EVALUATION, SUFFIXES, DecodedImages, read_ima
 from streams.readers.label_list import read_validation_labels
 from streams.readers.parquet_shards import Shards, open_shards
 from streams.robustbench_bridge import imagenet_5k_list, imagenet_class_to_id
-from streams.types import CLEAN, Domain, Ints, Provenance
+from streams.types import Ints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +75,22 @@ class Validation:
         made.update(f"{EVALUATION}/{self.shards.sizes if self.shards else ''}".encode())
         return made.hexdigest()
 
+    def clean_images(self) -> CleanImages:
+        """The images as a source reads them."""
+        return CleanImages(
+            name="ImageNet validation",
+            labels=self.labels,
+            num_classes=NUM_CLASSES,
+            read=self.read,
+            digest=self.digest,
+            ids=self.ids,
+            facts={
+                "images": str(len(self.labels)),
+                "subset": self.subset,
+                "prepared": str(EVALUATION),
+            },
+        )
+
     def read(self, positions: Ints) -> Tensor:
         """Images ``(B, 3, 224, 224)`` uint8.
 
@@ -98,81 +113,6 @@ class Validation:
             return read_image(path, EVALUATION, f"{path} (image {position})")
         row = int(self.files[position])
         return read_image(self.shards.read(row), EVALUATION, self.shards.where(row))
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratedImageNetC:
-    """Corruptions of the validation images by our engine, with the strengths of ImageNet-C.
-
-    Attributes:
-        clean: The images.
-        jpeg_quality: Quality at which a corrupted image is encoded and decoded again, as the
-            original's files were; ``None`` leaves it out.
-        corruption_seed: Seed of the corruptions.
-    """
-
-    clean: Validation
-    jpeg_quality: int | None = 85
-    corruption_seed: int = 0
-    profile: str = "imagenet"
-    name: str = "ImageNet validation"
-    num_classes: int = NUM_CLASSES
-
-    def __post_init__(self) -> None:
-        check_labels(self.clean.labels, self.num_classes, str(self.clean.root))
-
-    @property
-    def labels(self) -> Ints:
-        """Labels ``(N,)``."""
-        return self.clean.labels
-
-    @cached_property
-    def provenance(self) -> Provenance:
-        """Generator, images, parameters, seed, re-encoding, and what frost is made of."""
-        quality = self.jpeg_quality
-        return Provenance(
-            kind="generated",
-            detail={
-                "clean": f"{self.name}, {len(self.labels)} images, {EVALUATION}",
-                "subset": self.clean.subset,
-                "generator": f"tta-bench {corruptions.GENERATOR_VERSION}",
-                "parameters": self.profile,
-                "seed": str(self.corruption_seed),
-                "encoded": "no" if quality is None else f"JPEG {quality}",
-                "frost": corruptions.frost_source(),
-            },
-        )
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of the list of clean images and of everything that the corruption depends on."""
-        text = f"{self.clean.digest}/{self.provenance}/{corruptions.frost_digest()}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def check(self, domain: Domain) -> None:
-        """Raise ``StreamError`` for a corruption or severity that the engine does not have."""
-        from streams.corruptions.registry import find, find_level
-
-        if domain != CLEAN:
-            find(domain.corruption)
-            find_level(self.profile, domain.corruption, domain.severity)
-
-    def images(self, positions: Ints, domain: Domain) -> Tensor:
-        """Images ``(B, 3, 224, 224)`` uint8, corrupted as the domain says."""
-        clean = self.clean.read(positions)
-        if domain == CLEAN:
-            return clean
-        made = corruptions.corrupt(
-            clean,
-            domain.corruption,
-            domain.severity,
-            ids=self.clean.ids[positions].tolist(),
-            seed=self.corruption_seed,
-            profile=self.profile,
-        )
-        if self.jpeg_quality is None:
-            return made
-        return corruptions.recompress(made, quality=self.jpeg_quality)
 
 
 def check_subset(subset: str) -> None:

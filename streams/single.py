@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streams import membership
-from streams.clean import CleanImages
+from streams.clean import OverClean
 from streams.errors import StreamError
 from streams.types import CLEAN, Domain, Ints, Provenance
 
@@ -16,30 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanSource:
+class CleanSource(OverClean):
     """Images without corruption; the one domain is ``clean``."""
-
-    clean: CleanImages
-
-    @property
-    def name(self) -> str:
-        """Name of the images."""
-        return self.clean.name
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.clean.num_classes
-
-    @property
-    def labels(self) -> Ints:
-        """Labels ``(N,)``."""
-        return self.clean.labels
 
     @property
     def provenance(self) -> Provenance:
         """The images and their digest."""
-        detail = {"clean": self.clean.name, "digest": self.clean.digest[:16]}
+        detail = {"clean": self.clean.name, **self.clean.facts, "digest": self.clean.digest[:16]}
         return Provenance(kind="official", detail=detail)
 
     @property

@@ -17,7 +17,6 @@ from PIL import Image
 import streams
 from streams import corruptions, membership
 from streams.corruptions.names import CORRUPTIONS
-from streams.corruptions.parameters import PROFILES
 from streams.errors import StreamError
 from streams.imagenet import Validation
 from streams.readers.cifar_pickle import read_batch
@@ -25,11 +24,6 @@ from streams.readers.images import EVALUATION, DecodedImages, Prepare, read_imag
 from streams.robustbench_bridge import imagenet_5k_list, imagenet_class_to_id
 from streams.sources import cifar100_c, imagenet_3dcc, imagenet_c, permuted_mnist
 from streams.types import CLEAN
-
-generates = pytest.mark.skipif(
-    "imagenet" not in PROFILES or not hasattr(corruptions, "recompress"),
-    reason="the ImageNet table of strengths is not there",
-)
 
 
 def made(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
@@ -555,16 +549,16 @@ def test_clean_imagenet(flat):
     assert stream.num_classes == 1000
 
 
-@generates
 def test_generated_imagenet_c(flat):
     (flat / "val.txt").write_text("\n".join(LABEL_FILES["index"][1]))
     asked = {"data_dir": flat, "corruptions": ("fog", "gaussian_noise"), "shuffle": False}
     stream = streams.create("imagenet-c", **asked)
     said = str(stream.provenance)
-    assert "generated (clean=ImageNet validation, 5 images, resize 256, crop 224x224" in said
+    assert said.startswith("generated (clean=ImageNet validation, images=5, subset=full")
+    assert "prepared=resize 256, crop 224x224" in said
     assert "encoded=JPEG 85" in said
     clean = imagenet_c.open_source(flat, jpeg_quality=None)
-    assert "encoded=no" in str(clean.provenance)
+    assert "encoded" not in str(clean.provenance)
     fog, noise = stream.domains
     for domain in (fog, noise):
         plain = clean.images(np.array([3, 1]), domain)
@@ -583,7 +577,6 @@ def test_generated_imagenet_c(flat):
     assert torch.equal(imagenet_c.open_source(flat).images(np.array([3]), noise), before)
 
 
-@generates
 @pytest.mark.shared
 def test_generated_imagenet_c_on_real_images(shared):
     stream = streams.create(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streams.clean import CleanImages
 from streams.errors import StreamError
-from streams.imagenet import CLEAN_WANTED, NUM_CLASSES, check_subset, find_validation
+from streams.imagenet import CLEAN_WANTED, check_subset, find_validation
 from streams.npy_corruptions import missing
 from streams.single import CleanSource
 
@@ -32,12 +31,4 @@ def open_source(data_dir: Path | None = None, *, subset: str = "full") -> CleanS
             f"no ImageNet validation images in {base}: put there {missing(CLEAN_WANTED)}; "
             "--data-dir names another folder"
         )
-    return CleanSource(
-        clean=CleanImages(
-            name=f"ImageNet validation, {subset}, {len(found.labels)} images",
-            labels=found.labels,
-            num_classes=NUM_CLASSES,
-            read=found.read,
-            digest=found.digest,
-        )
-    )
+    return CleanSource(clean=found.clean_images())

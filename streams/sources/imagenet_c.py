@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from streams.clean import GeneratedSource
 from streams.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS
 from streams.errors import StreamError
-from streams.imagenet import CLEAN_WANTED, GeneratedImageNetC, check_subset, find_validation
+from streams.imagenet import CLEAN_WANTED, check_subset, find_validation
 from streams.npy_corruptions import missing
 from streams.official_folders import open_official
 from streams.types import ImageSource
@@ -48,7 +49,9 @@ def open_source(
         return official
     clean = find_validation(base, subset)
     if clean is not None:
-        return GeneratedImageNetC(clean=clean, jpeg_quality=jpeg_quality)
+        return GeneratedSource(
+            clean=clean.clean_images(), profile="imagenet", jpeg_quality=jpeg_quality
+        )
     raise StreamError(
         f"no ImageNet-C in {base}: put there {missing(_WANTED)}; --data-dir names another folder"
     )
