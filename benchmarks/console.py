@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -29,6 +30,10 @@ def progress_bar(title: str) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield advance
+        untouched = bar.n == 0
+        bar.leave = not untouched
+    if untouched:
+        print(f"{title}: finished before and reused; --overwrite runs it again", file=sys.stderr)
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> None:

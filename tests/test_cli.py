@@ -202,15 +202,18 @@ def test_foreign_result_files_are_named(tmp_path: Path) -> None:
 
 
 def test_run_prints_a_table_and_leaderboard_exports(tmp_path: Path) -> None:
-    result = call(*RUN, "--method", "source", "--corruptions", "fog,snow", "--out", "r")
-    assert result.exit_code == 0, result.output
+    first = call(*RUN, "--method", "source", "--corruptions", "fog,snow", "--out", "r")
+    assert first.exit_code == 0, first.output
     for words in ("tent", "source", "fog", "snow", "mean", "results: r"):
-        assert words in result.stdout
+        assert words in first.stdout
     result = call("leaderboard", "r", "--export", "l.csv", "--export", "l.md", "--json")
     rows = json.loads(result.stdout)
     assert {row["method"] for row in rows} == {"tent", "source"}
     assert (tmp_path / "l.csv").read_text().startswith("rank,method,error_pct")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "l.csv", "l.md", "r"]
+    again = call(*RUN, "--method", "source", "--corruptions", "fog,snow", "--out", "r")
+    assert again.stderr.count("finished before and reused") == 2
+    assert again.stdout == first.stdout
 
 
 def test_set_for_one_method() -> None:
