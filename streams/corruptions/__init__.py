@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from streams.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS, GENERATOR_VERSION
 
 if TYPE_CHECKING:
-    from streams.corruptions.engine import corrupt
+    from streams.corruptions.engine import corrupt, recompress
     from streams.corruptions.textures import frost_digest, frost_source
 
 __all__ = [
@@ -22,9 +22,15 @@ __all__ = [
     "corrupt",
     "frost_digest",
     "frost_source",
+    "recompress",
 ]
 
-_HOME = {"corrupt": "engine", "frost_digest": "textures", "frost_source": "textures"}
+_HOME = {
+    "corrupt": "engine",
+    "frost_digest": "textures",
+    "frost_source": "textures",
+    "recompress": "engine",
+}
 
 
 def __getattr__(name: str) -> object:

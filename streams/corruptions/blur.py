@@ -6,18 +6,22 @@ from functools import lru_cache
 
 import numpy as np
 
+from streams.corruptions import rng
 from streams.corruptions.registry import Array, Job, corruption
-from streams.corruptions.resample import clipped_zoom, motion, smooth
+from streams.corruptions.resample import clipped_zoom, motion, smooth, zoom_matrix
 
 # Kernels with more weights than this are applied in the frequency domain.
 _MOST_TAPS = 64
+# Images with more values than this are, from fewer weights on.
+_LARGE = 1 << 16
+_MOST_TAPS_LARGE = 24
 
 
 @corruption("gaussian_blur")
 def gaussian_blur(job: Job) -> Array:
     """Gaussian filter."""
     (deviation,) = job.level
-    blurred = smooth(job.images / 255.0, deviation)
+    blurred = smooth(job.unit(), deviation)
     blurred *= 255
     return blurred
 
@@ -26,8 +30,7 @@ def gaussian_blur(job: Job) -> Array:
 def defocus_blur(job: Job) -> Array:
     """Average over a disc: a lens out of focus."""
     radius, alias_deviation = job.level
-    kernel = disc(radius, alias_deviation)
-    blurred = correlate(job.images / 255.0, kernel)
+    blurred = correlate(job.unit(), disc(radius, alias_deviation))
     blurred *= 255
     return blurred
 
@@ -51,24 +54,25 @@ def disc(radius: float, alias_deviation: float) -> Array:
 
 
 def correlate(planes: Array, kernel: Array) -> Array:
-    """Weighted sum of neighbours with the edge mirrored, float64 ``(B, C, H, W)``.
+    """Weighted sum of neighbours with the edge mirrored, ``(B, C, H, W)`` of the dtype given.
 
     Args:
-        planes: float64 ``(B, C, H, W)``.
+        planes: float64 or float32 ``(B, C, H, W)``.
         kernel: Two odd sides.
     """
     taps = np.argwhere(kernel > 1e-12 * kernel.max())
-    if len(taps) > _MOST_TAPS:
+    large = planes.dtype == np.float32 and planes[0].size > _LARGE
+    if len(taps) > (_MOST_TAPS_LARGE if large else _MOST_TAPS):
         return _correlate_wide(planes, kernel)
     height, width = planes.shape[2:]
     middle = np.array(kernel.shape) // 2
     reach = int(np.abs(taps - middle).max())
     padded = _mirrored(planes, reach, reach)
-    out = np.zeros(planes.shape)
+    out = np.zeros(planes.shape, planes.dtype)
     for y, x in taps:
         down, right = int(y - middle[0]) + reach, int(x - middle[1]) + reach
         window = padded[:, :, down : down + height, right : right + width]
-        out += window * np.float64(kernel[y, x])
+        out += window * planes.dtype.type(kernel[y, x])
     return out
 
 
@@ -76,17 +80,35 @@ def _correlate_wide(planes: Array, kernel: Array) -> Array:
     from scipy.fft import irfft2, next_fast_len, rfft2
 
     height, width = planes.shape[2:]
-    padded = _mirrored(planes, kernel.shape[0] // 2, kernel.shape[1] // 2)
-    sides = [next_fast_len(side, real=True) for side in padded.shape[2:]]
-    # The product of spectra convolves; the mirrored kernel turns that into a correlation.
-    spectrum = rfft2(kernel[::-1, ::-1].astype(np.float64), sides)
-    top, left = kernel.shape[0] - 1, kernel.shape[1] - 1
-    out = np.empty(planes.shape)
+    used = np.argwhere(kernel > 1e-12 * kernel.max())
+    reach = int(np.abs(used - np.array(kernel.shape) // 2).max())
+    padded = _mirrored(planes, reach, reach)
+    sides = tuple(next_fast_len(side, real=True) for side in padded.shape[2:])
+    spectrum = _spectrum(kernel.tobytes(), kernel.dtype.str, kernel.shape, sides)
+    spectrum = spectrum.astype(np.complex64 if planes.dtype == np.float32 else np.complex128)
+    out = np.empty(planes.shape, planes.dtype)
+    inner = (slice(None), slice(reach, reach + height), slice(reach, reach + width))
     for row, source in zip(out, padded, strict=True):  # per image: batched transforms may differ
-        full = irfft2(rfft2(source, sides) * spectrum, sides)
-        row[...] = full[:, top : top + height, left : left + width]
-    out += 1e-12  # a flat area keeps its level
+        bands = rfft2(source, sides)
+        bands *= spectrum
+        row[...] = irfft2(bands, sides, overwrite_x=True)[inner]
+    # A flat area keeps its level.
+    out += 4e-6 if planes.dtype == np.float32 else 1e-12
     return out
+
+
+@lru_cache(maxsize=32)
+def _spectrum(content: bytes, dtype: str, shape: tuple[int, int], sides: tuple[int, int]) -> Array:
+    """Factors by which a correlation with the kernel scales the frequencies."""
+    from scipy.fft import rfft2
+
+    kernel = np.frombuffer(content, np.dtype(dtype)).reshape(shape).astype(np.float64)
+    # A correlation is the convolution with the mirrored kernel, centred on the origin.
+    centred = np.zeros(sides)
+    centred[: shape[0], : shape[1]] = kernel[::-1, ::-1]
+    centred = np.roll(centred, (-(shape[0] // 2), -(shape[1] // 2)), axis=(0, 1))
+    spectrum: Array = rfft2(centred)
+    return spectrum
 
 
 def _mirrored(planes: Array, rows: int, columns: int) -> Array:
@@ -97,20 +119,23 @@ def _mirrored(planes: Array, rows: int, columns: int) -> Array:
 def glass_blur(job: Job) -> Array:
     """Blur, move pixels about, blur: frosted glass."""
     deviation, reach, passes = job.level
-    blurred = smooth(job.images / 255.0, deviation)
+    blurred = smooth(job.unit(), deviation)
     blurred *= 255
     batch, channels, height, width = blurred.shape
     pixels = blurred.astype(np.uint8).reshape(batch, channels, height * width)
     sources = _displaced(job, int(reach), int(passes))
-    for source in sources:
-        pixels = np.take_along_axis(pixels, source[:, None], axis=2)
-    blurred = smooth(pixels.reshape(job.images.shape) / 255.0, deviation)
+    again: Array = np.empty_like(pixels)
+    for row, image, source in zip(again, pixels, sources, strict=True):
+        image.take(source, axis=1, out=row, mode="clip")
+    planes: Array = again.reshape(job.images.shape).astype(job.real)
+    planes /= 255
+    blurred = smooth(planes, deviation)
     blurred *= 255
     return blurred
 
 
 def _displaced(job: Job, reach: int, passes: int) -> Array:
-    """For each pass and pixel the pixel before the pass whose value it ends with.
+    """For each pixel the pixel of the blurred image whose value it ends with.
 
     The reference walks backward over the image and "swaps" each pixel with a neighbour in
     [-reach, reach), but its assignment overwrites: the pixel takes the neighbour's value and the
@@ -119,32 +144,52 @@ def _displaced(job: Job, reach: int, passes: int) -> Array:
     those links by doubling takes a few steps for the whole batch instead of a loop over pixels.
 
     Returns:
-        int64 ``(passes, B, H * W)``.
+        int64 ``(B, H * W)``.
     """
     height, width = job.images.shape[2:]
     count = height * width
-    rows = np.arange(reach + 1, height - reach + 1)
-    columns = np.arange(reach + 1, width - reach + 1)
-    shape = (passes, 2, len(rows), len(columns))
-    offsets = np.empty((len(job.draws), *shape), np.int64)
-    for row, generator in zip(offsets, job.draws, strict=True):
-        row[...] = generator.integers(-reach, reach, size=shape, dtype=np.int16)
+    inner = (slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1))
     position = np.arange(count).reshape(height, width)
-    walked = np.zeros(count, bool)
-    inner = position[rows[0] :, columns[0] :][: len(rows), : len(columns)]
+    walked = np.zeros((height, width), bool)
     walked[inner] = True
-    target = np.tile(position, (passes, len(offsets), 1, 1))
-    shift = offsets[:, :, 0] * width + offsets[:, :, 1]
-    target[..., inner // width, inner % width] += shift.swapaxes(0, 1)
-    target = target.reshape(passes, -1, count)
-    # Links to a pixel that the walk has passed are followed; others are marked as final.
-    final = (target <= position.ravel()) | ~walked[target]
-    while not final.all():
-        onward = np.take_along_axis(target, target, axis=2)
-        onward_final = np.take_along_axis(final, target, axis=2)
-        target = np.where(final, target, onward)
-        final |= onward_final
-    return target
+    shape = (passes, *position[inner].shape)
+    shifts = np.empty((len(job.draws), *shape), np.int32)
+    steps = np.arange(-reach, reach, dtype=np.int32)
+    moves = np.add.outer(steps * width, steps).ravel()
+    for row, generator in zip(shifts, job.draws, strict=True):
+        if job.fast:
+            moves.take(rng.integers(generator, len(moves), shape), out=row, mode="clip")
+        else:
+            draw = generator.integers(
+                -reach, reach, size=(passes, 2, *shape[1:]), dtype=np.int16
+            ).astype(np.int32)
+            np.add(draw[:, 0] * width, draw[:, 1], out=row)
+    first = (np.arange(len(shifts)) * count)[:, None]
+    out: Array = np.empty(0, np.int64)
+    for turn in range(passes):
+        links: Array = np.tile(position, (len(shifts), 1, 1))
+        links[:, inner[0], inner[1]] += shifts[:, turn]
+        links = links.reshape(-1, count)
+        waiting = np.flatnonzero((links > position.ravel()) & walked.ravel().take(links))
+        links += first
+        links = _followed(links.ravel(), waiting)
+        out = out.take(links) if turn else links
+    out = out.reshape(-1, count)
+    out -= first
+    return out
+
+
+def _followed(links: Array, waiting: Array) -> Array:
+    """Follow the links at ``waiting`` until they end at a position that does not wait."""
+    open_ = np.zeros(links.shape, bool)
+    open_[waiting] = True
+    while len(waiting):
+        through = links.take(waiting)
+        onward, more = links.take(through), open_.take(through)
+        links[waiting] = onward
+        open_[waiting] = more
+        waiting = waiting[more]
+    return links
 
 
 @corruption("motion_blur")
@@ -152,7 +197,7 @@ def motion_blur(job: Job) -> Array:
     """Smear along a line within 45 degrees of the horizontal: a camera that moves."""
     radius, deviation = job.level
     degrees = np.array([generator.uniform(-45, 45) for generator in job.draws])
-    return motion(job.images, radius, deviation, degrees)
+    return motion(job.images, radius, deviation, degrees, dtype=job.real)
 
 
 @corruption("zoom_blur")
@@ -160,6 +205,8 @@ def zoom_blur(job: Job) -> Array:
     """Average over zooms: a camera that moves towards the scene."""
     end, step = job.level
     factors = np.arange(1, end, step)
+    if job.fast:
+        return np.stack([_zoomed(image, factors) for image in job.images])
     batch, channels, height, width = job.images.shape
     planes = job.images.reshape(batch * channels, height, width)
     stack = np.ascontiguousarray(planes.transpose(1, 2, 0)) / np.float32(255)
@@ -170,3 +217,22 @@ def zoom_blur(job: Job) -> Array:
     total /= len(factors) + 1
     total *= 255
     return np.ascontiguousarray(total.transpose(2, 0, 1)).reshape(job.images.shape)
+
+
+def _zoomed(image: Array, factors: Array) -> Array:
+    """Mean of the zooms of one image, float32 ``(3, H, W)``.
+
+    Sparse matrices move whole rows; a transposition before the columns makes rows of them.
+    """
+    channels, height, width = image.shape
+    rows = np.ascontiguousarray(image.transpose(1, 0, 2)).astype(np.float32)
+    total = np.ascontiguousarray(rows.transpose(2, 1, 0)).reshape(width, -1)
+    rows = rows.reshape(height, -1)
+    for factor in factors:
+        zoomed = (zoom_matrix(height, float(factor)) @ rows).reshape(height, channels, width)
+        turned = np.ascontiguousarray(zoomed.transpose(2, 1, 0)).reshape(width, -1)
+        total += zoom_matrix(width, float(factor)) @ turned
+    total /= len(factors) + 1
+    # Weights that add up to 1 - 1e-7 must not cost a flat area a level.
+    total += 1e-3
+    return np.ascontiguousarray(total.reshape(width, channels, height).transpose(1, 2, 0))

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streams.corruptions.digital import through_jpeg
 from streams.corruptions.registry import Job, find, find_level
 from streams.corruptions.rng import Draws
+from streams.corruptions.threads import share_out
 from streams.errors import StreamError
 
 # Values worked on at a time: temporaries of this size stay in the cache of one core.
@@ -25,13 +27,14 @@ def corrupt(
     ids: Sequence[int],
     seed: int = 0,
     profile: str = "cifar",
+    threads: int | None = None,
 ) -> Tensor:
     """Corrupt a batch of images.
 
     The pixels of an image depend on its own pixels, ``ids[i]``, ``name``, ``severity``, ``seed``
-    and ``profile`` only: not on the rest of the batch, its order or the device. To keep that
-    promise the arithmetic runs on the processor whatever the device of ``images``; no global
-    random state is read or changed.
+    and ``profile`` only: not on the rest of the batch, its order, the threads or the device. To
+    keep that promise the arithmetic runs on the processor whatever the device of ``images``; no
+    global random state is read or changed.
 
     Args:
         images: RGB images, uint8 ``(B, 3, H, W)``, any device.
@@ -39,13 +42,17 @@ def corrupt(
         severity: 1 (mild) to 5 (strong).
         ids: ``B`` image ids; equal ids on equal images give equal results.
         seed: Another seed draws other noise.
-        profile: Table of strengths, ``"cifar"`` for images of about 32x32.
+        profile: Table of strengths: ``"cifar"`` for images of about 32x32, ``"tiny-imagenet"`` for
+            64x64, ``"imagenet"`` for 224x224.
+        threads: Parts of the batch worked on at a time; by default the environment variable
+            ``TTA_CORRUPTION_THREADS`` or, without it, the number of processors up to 4.
 
     Returns:
         uint8 ``(B, 3, H, W)`` on the device of ``images``; fractions are cut, not rounded.
 
     Raises:
-        StreamError: If a name, the severity, the dtype, the shape or the ids are wrong.
+        StreamError: If a name, the severity, the dtype, the shape, the ids or the number of threads
+            are wrong.
 
     Example:
         >>> import torch
@@ -56,21 +63,56 @@ def corrupt(
     """
     function = find(name)
     facts, level = find_level(profile, name, severity)
-    _check(images, ids)
+    _check(images)
+    if len(ids) != len(images):
+        raise StreamError(f"ids must hold one id per image: {len(images)} images, {len(ids)} ids")
     keys = [_whole("an id", image_id) for image_id in ids]
     seed = _whole("seed", seed)
     pixels = images.detach().cpu().contiguous().numpy().view()
     pixels.flags.writeable = False  # shared with the caller's tensor
     out = np.empty_like(pixels)
     step = max(1, _CHUNK_VALUES // max(1, pixels[0].size)) if len(pixels) else 1
-    for start in range(0, len(pixels), step):
+
+    def work(start: int) -> None:
         part = slice(start, start + step)
-        draws = Draws(seed=seed, ids=keys[part], name=name, severity=severity)
+        draws = Draws(
+            seed=seed, ids=keys[part], name=name, severity=severity, generation=facts.generation
+        )
         result = function(Job(images=pixels[part], level=level, draws=draws, profile=facts))
         if result.dtype != np.uint8:
             # Fractions are cut as the reference sets were stored; a cast wraps outside [0, 255].
-            result = np.clip(result, 0, 255, out=result).astype(np.uint8)
-        out[part] = result
+            np.clip(result, 0, 255, out=result)
+        np.copyto(out[part], result, casting="unsafe")
+
+    share_out(work, range(0, len(pixels), step), threads)
+    return torch.from_numpy(out).to(images.device)
+
+
+def recompress(images: Tensor, quality: int = 85, *, threads: int | None = None) -> Tensor:
+    """Encode images as JPEG and decode them, as the original benchmark stores ImageNet-C.
+
+    Args:
+        images: RGB images, uint8 ``(B, 3, H, W)``, any device.
+        quality: 1 to 95; the original stores with 85 (and smaller entropy tables, which change
+            the size of the file and no pixel).
+        threads: As for :func:`corrupt`.
+
+    Returns:
+        uint8 ``(B, 3, H, W)`` on the device of ``images``.
+
+    Raises:
+        StreamError: If the images, the quality or the number of threads are wrong.
+    """
+    _check(images)
+    if not 1 <= _whole("quality", quality) <= 95:
+        raise StreamError(f"quality must be an integer from 1 to 95, got {quality!r}")
+    pixels = images.detach().cpu().contiguous().numpy()
+    out = np.empty_like(pixels)
+
+    def work(position: int) -> None:
+        out[position] = through_jpeg(pixels[position], int(quality))
+
+    share_out(work, range(len(pixels)), threads)
     return torch.from_numpy(out).to(images.device)
 
 
@@ -81,7 +123,7 @@ def _whole(what: str, value: int) -> int:
         raise StreamError(f"{what} must be an integer, got {value!r}") from None
 
 
-def _check(images: Tensor, ids: Sequence[int]) -> None:
+def _check(images: Tensor) -> None:
     if not isinstance(images, Tensor):
         raise StreamError(f"images must be a torch tensor, got {type(images).__name__}")
     if images.dtype != torch.uint8:
@@ -94,5 +136,3 @@ def _check(images: Tensor, ids: Sequence[int]) -> None:
         raise StreamError(f"images must have the shape (B, 3, H, W), got {shape}")
     if min(shape[2:]) < 8:
         raise StreamError(f"images must be at least 8x8 pixels, got {shape[2]}x{shape[3]}")
-    if len(ids) != shape[0]:
-        raise StreamError(f"ids must hold one id per image: {shape[0]} images, {len(ids)} ids")

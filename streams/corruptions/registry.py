@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from streams.corruptions.parameters import PARAMETERS, PROFILES, Level, Profile
@@ -35,6 +36,22 @@ class Job:
     level: Level
     draws: Draws
     profile: Profile
+
+    @property
+    def fast(self) -> bool:
+        """Whether the profile draws and computes as the second generation does."""
+        return self.profile.generation > 1
+
+    @property
+    def real(self) -> type[np.floating[Any]]:
+        """The dtype to compute in: float64 in the first generation, float32 in the second."""
+        return np.float32 if self.fast else np.float64
+
+    def unit(self) -> Array:
+        """The images in [0, 1], of dtype :attr:`real`."""
+        out = self.images.astype(self.real)
+        out /= 255
+        return out
 
 
 Corruption = Callable[[Job], Array]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from streams.corruptions import rng
 from streams.corruptions.registry import Array, Job, corruption
 from streams.corruptions.resample import smooth
 
@@ -17,9 +18,14 @@ def spatter(job: Job) -> Array:
     """Add translucent water or cover with mud where smoothed noise is high."""
     mean, deviation, blur, threshold, strength, mud = job.level
     batch, _, height, width = job.images.shape
-    liquid = np.empty((batch, height, width))
+    liquid = np.empty((batch, height, width), job.real)
     for row, generator in zip(liquid, job.draws, strict=True):
-        row[...] = generator.normal(mean, deviation, (height, width))
+        if job.fast:
+            row[...] = rng.normal(generator, (height, width))
+            row *= deviation
+            row += mean
+        else:
+            row[...] = generator.normal(mean, deviation, (height, width))
     liquid = smooth(liquid, blur)
     x = job.images / np.float32(255)
     if mud:

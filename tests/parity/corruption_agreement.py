@@ -2,7 +2,10 @@
 
 Run ``python tests/parity/corruption_agreement.py --data DIR --weights FILE`` with the folder that
 holds ``clean.npy``, ``labels.npy``, one array per corruption at severity 5 and
-``reference_statistics.json``, and a public ResNet-32 checkpoint. Exits 0 only if all holds.
+``reference_statistics.json``, and a public ResNet-32 checkpoint. With ``--imagenet DIR`` (the
+folder of ``statistics.json`` and ``deterministic.npz``) and ``--photographs DIR`` (one folder per
+class) the ``imagenet`` profile is compared too, see ``imagenet_agreement.py``. Exits 0 only if all
+holds.
 """
 
 from __future__ import annotations
@@ -168,7 +171,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the reference arrays")
     parser.add_argument("--weights", type=Path, required=True, help="public ResNet-32 checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="threads of the network")
+    parser.add_argument("--imagenet", type=Path, help="folder of the reference at 224x224")
+    parser.add_argument("--photographs", type=Path, help="folder of its images")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds to average over at 224x224")
     options = parser.parse_args(arguments)
+    if (options.imagenet is None) != (options.photographs is None):
+        parser.error("--imagenet and --photographs go together")
     torch.set_num_threads(options.threads)
     holds = True
 
@@ -201,6 +209,11 @@ def main(arguments: list[str] | None = None) -> int:
         close = abs(ours - reference) <= ERROR_BAND
         holds &= close
         print(f"{name:<20}{ours:>8.2f}{reference:>11.2f}{ours - reference:>+12.2f}{_mark(close)}")
+    if options.imagenet:
+        sys.path.insert(0, str(Path(__file__).parent))
+        from imagenet_agreement import report
+
+        holds &= report(options.imagenet, options.photographs, options.seeds)
     print("\nall hold" if holds else "\nFAILED: see the marked rows")
     return 0 if holds else 1
 
