@@ -24,15 +24,18 @@ def progress_bar(title: str) -> Iterator[Progress]:
 
     with tqdm(desc=title, unit="step", disable=None, dynamic_ncols=True) as bar:
 
+        moved = False
+
         def advance(done: int, total: int, error_pct: float) -> None:
+            nonlocal moved
+            moved = True
             bar.total = total
             bar.set_postfix_str(f"error {error_pct:.2f}%", refresh=False)
             bar.update(done - bar.n)
 
         yield advance
-        untouched = bar.n == 0
-        bar.leave = not untouched
-    if untouched:
+        bar.leave = moved
+    if not moved:
         print(f"{title}: finished before and reused; --overwrite runs it again", file=sys.stderr)
 
 

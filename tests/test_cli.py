@@ -204,6 +204,7 @@ def test_foreign_result_files_are_named(tmp_path: Path) -> None:
 def test_run_prints_a_table_and_leaderboard_exports(tmp_path: Path) -> None:
     first = call(*RUN, "--method", "source", "--corruptions", "fog,snow", "--out", "r")
     assert first.exit_code == 0, first.output
+    assert "finished before" not in first.stderr
     for words in ("tent", "source", "fog", "snow", "mean", "results: r"):
         assert words in first.stdout
     result = call("leaderboard", "r", "--export", "l.csv", "--export", "l.md", "--json")
