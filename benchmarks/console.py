@@ -23,7 +23,6 @@ def progress_bar(title: str) -> Iterator[Progress]:
     from tqdm import tqdm
 
     with tqdm(desc=title, unit="step", disable=None, dynamic_ncols=True) as bar:
-
         moved = False
 
         def advance(done: int, total: int, error_pct: float) -> None:
