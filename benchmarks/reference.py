@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.files import write_json
 from streams.errors import StreamError
-from streams.types import Batch, Stream
+from streams.types import CLEAN, Batch, Stream
 
 
 def cache_dir() -> Path:
@@ -45,9 +45,12 @@ class SourceReference:
     known: bool = False
 
     @classmethod
-    def open(cls, model: nn.Module, weight_hash: str, stream: Stream) -> SourceReference:
+    def open(
+        cls, model: nn.Module, weight_hash: str, stream: Stream, device: str
+    ) -> SourceReference:
         """The reference of a model on a stream, from the cache where it is there."""
-        key = f"{weight_hash}/{stream.hash}/{stream.dtype}/{torch.__version__}"
+        # Devices and versions round differently: a hit at the border may change sides.
+        key = f"{weight_hash}/{stream.hash}/{stream.dtype}/{device}/{torch.__version__}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         made = cls(model=model, file=cache_dir() / "source" / f"{name}.json")
         try:
@@ -87,13 +90,15 @@ class SourceReference:
 
 def clean_counts(predict: Any, stream: Stream, device: str) -> list[int] | None:
     """``[correct, n]`` on the stream's clean images; ``None`` where there are none."""
-    correct = total = 0
     try:
-        for x, y in stream.clean_batches():
-            correct += int(_hits(predict, x.to(device), y).sum())
-            total += len(y)
+        stream.source.check(CLEAN)
     except StreamError:
         return None
+    # A clean image that does not decode is an error, not a source without clean images.
+    correct = total = 0
+    for x, y in stream.clean_batches():
+        correct += int(_hits(predict, x.to(device), y).sum())
+        total += len(y)
     return [correct, total]
 
 

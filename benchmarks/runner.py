@@ -174,7 +174,10 @@ class _Loop:
         self.workers = workers
         self.progress = progress
         self.reference = SourceReference.open(
-            prepared.backbone.model, prepared.backbone.weight_hash, prepared.stream
+            prepared.backbone.model,
+            prepared.backbone.weight_hash,
+            prepared.stream,
+            prepared.spec.device,
         )
         self.correct = self.total = 0
 

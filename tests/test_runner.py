@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 import benchmarks
+import streams
 from benchmarks import metrics
 from benchmarks.leaderboard import LEADING, TRAILING, columns, export, leaderboard
 from benchmarks.results import STEP_SCHEMA, TIMING_FIELDS, RunFolder, find_results
@@ -77,6 +79,22 @@ def test_a_cached_reference_changes_no_number(tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "source").glob("*.json"))
     warm = run("tent", tmp_path / "warm")
     assert without_timing(cold) == without_timing(warm)
+
+
+def test_clean_images_that_fail_are_an_error_and_not_their_absence() -> None:
+    from benchmarks.reference import clean_counts
+
+    broken = streams.create("fashion-mnist-c", num_examples=20, batch_size=10)
+
+    class Damaged(type(broken.source)):
+        def images(self, positions, domain):
+            raise streams.StreamError("image 3 does not decode")
+
+    damaged = replace(broken, source=Damaged(clean=broken.source.clean))
+    with pytest.raises(streams.StreamError, match="image 3"):
+        clean_counts(None, damaged, "cpu")
+    arrays = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    assert clean_counts(None, streams.from_arrays(arrays, np.arange(4)), "cpu") is None
 
 
 def test_settings_differ_in_state_alone(tmp_path: Path) -> None:
