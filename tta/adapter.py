@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, Literal
 
@@ -28,11 +28,13 @@ class Needs:
 
     Attributes:
         source_data: ``fit_source`` must be called before the first batch.
+        source_labels: The batches of ``fit_source`` must be pairs ``(x, y)``.
         gradients: The method back-propagates.
         norms: Kinds of normalisation layers of which at least one must be there; empty: any model.
     """
 
     source_data: bool = False
+    source_labels: bool = False
     gradients: bool = True
     norms: frozenset[str] = frozenset()
 
@@ -111,8 +113,13 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define adapt")
 
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Compute what the method takes from source images; called by ``fit_source``."""
+    def fit(self, batches: Iterable[Any]) -> None:
+        """Compute what the method takes from source images; called by ``fit_source``.
+
+        Args:
+            batches: Images ``(B, C, H, W)``; pairs ``(images, labels (B,) int64)`` where
+                ``needs.source_labels`` says so. Each batch comes once, in order.
+        """
 
     # What a caller uses ---------------------------------------------------------------------
 
@@ -154,13 +161,19 @@ class Adapter(nn.Module):
         """Go back to the state right after construction (or after ``fit_source``)."""
         self._restore(self._initial)
 
-    def fit_source(self, batches: Iterable[Tensor]) -> None:
+    def fit_source(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> None:
         """Let the method take what it needs from source images; ``reset`` keeps it.
 
         Args:
-            batches: Source images ``(B, C, H, W)`` in ``[0, 1]``; labels are never used.
+            batches: Source images ``(B, C, H, W)`` in ``[0, 1]``, or pairs of them with their
+                labels ``(B,)``. Labels reach the method only where ``needs.source_labels`` says
+                so.
+
+        Raises:
+            AdapterError: Without a batch, or without labels where the method needs them.
         """
-        self.fit(batches)
+        with torch.inference_mode(False), torch.enable_grad():
+            self.fit(self._source_batches(batches))
         self.source_fitted = True
         self._initial = self._snapshot()
 
@@ -308,6 +321,20 @@ class Adapter(nn.Module):
                     if isinstance(value, Tensor) and key != "step":
                         moments[key] = fn(value)
         return self
+
+    def _source_batches(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> Iterator[Any]:
+        seen = False
+        for batch in batches:
+            x, y = (batch, None) if isinstance(batch, Tensor) else batch
+            self._check_input(x)
+            if self.needs.source_labels and y is None:
+                raise AdapterError(
+                    f"{self.name} needs labelled source data: pass pairs (images, labels)"
+                )
+            seen = True
+            yield (x, y) if self.needs.source_labels else x
+        if not seen:
+            raise AdapterError(f"{self.name} needs source data, got no batch")
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():

@@ -123,7 +123,8 @@ def _make(cls: type[Adapter], config: AdapterConfig | None, model: nn.Module) ->
         first = next(model.parameters())
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(16, 3, 32, 32, generator=generator).to(first)
-        adapter.fit_source([images[:8], images[8:]])
+        labels = torch.arange(16) % 4
+        adapter.fit_source([(images[:8], labels[:8]), (images[8:], labels[8:])])
     return adapter
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.lib.npyio import NpzFile
 
 import tta
 
-CLASSES = 10
+MAPS = Path(__file__).parent / "maps"
 
 
 def adapter_of(meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -24,8 +25,10 @@ def adapter_of(meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     given = meta["hyperparameters"]
     options = _optimizer(given)
     options["episodic"] = bool(given.get("episodic", given.get("MODEL.EPISODIC", False)))
-    options |= _SPECIFIC.get(name, lambda method, given: {})(meta["method"], given)
-    known = tta.adapter_config(name).__dataclass_fields__
+    specific = _map(name)
+    options |= specific.options(meta["method"], given) if specific else {}
+    # ``norm`` belongs to ``tta.wrap``; the other keys that a method lacks do not apply to it.
+    known = {"norm", *tta.adapter_config(name).__dataclass_fields__}
     return name, {key: value for key, value in options.items() if key in known}
 
 
@@ -39,15 +42,20 @@ def external_resets(meta: dict[str, Any]) -> set[int]:
     return set(meta["hyperparameters"].get("reset_after_steps") or ())
 
 
-def install_draws(adapter: tta.Adapter, arrays: NpzFile) -> None:
-    """Give the adapter the random draws that the trace stores."""
-    if "perm" in arrays:
-        perm = np.asarray(arrays["perm"])
+def install(adapter: tta.Adapter, meta: dict[str, Any], arrays: NpzFile) -> None:
+    """Give the adapter the random draws and the source state that the trace stores."""
+    specific = _map(adapter.name)
+    if specific is not None and hasattr(specific, "install"):
+        specific.install(adapter, meta, arrays)
 
-        def patch_permutations(images: int, step: int = 0) -> torch.Tensor:
-            return torch.from_numpy(perm[adapter.num_steps])[:images]
 
-        adapter.patch_permutations = patch_permutations  # type: ignore[assignment]
+def _map(name: str) -> ModuleType | None:
+    """``maps/<method>.py``: ``options(method, hyperparameters)`` and, if need be, ``install``."""
+    if not (MAPS / f"{name.replace('-', '_')}.py").exists():
+        return None
+    if str(MAPS.parent) not in sys.path:
+        sys.path.insert(0, str(MAPS.parent))
+    return import_module(f"maps.{name.replace('-', '_')}")
 
 
 def _method(name: str) -> str:
@@ -84,50 +92,3 @@ def _optimizer(given: dict[str, Any]) -> dict[str, Any]:
     else:
         options = {}
     return options
-
-
-def _norm(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = {"statistics": method.split("_")[1]}
-    if "BN.ALPHA" in given:
-        options["alpha"] = given["BN.ALPHA"]
-    return options
-
-
-def _deyo(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    log_classes = math.log(CLASSES)
-    kinds = {"occ": "occlusion", "patch": "patch", "pixel": "pixel"}
-    ours = {
-        "DEYO.AUG_TYPE": ("destruction", kinds.get),
-        "aug_type": ("destruction", kinds.get),
-        "DEYO.OCCLUSION_SIZE": ("occlusion_size", int),
-        "occlusion_size": ("occlusion_size", int),
-        "DEYO.ROW_START": ("occlusion_row", int),
-        "row_start": ("occlusion_row", int),
-        "DEYO.COLUMN_START": ("occlusion_column", int),
-        "column_start": ("occlusion_column", int),
-        "DEYO.PATCH_LEN": ("patch_grid", int),
-        "patch_len": ("patch_grid", int),
-        "DEYO.REWEIGHT_ENT": ("reweight_entropy", bool),
-        "reweight_ent": ("reweight_entropy", bool),
-        "DEYO.REWEIGHT_PLPD": ("reweight_plpd", bool),
-        "reweight_plpd": ("reweight_plpd", bool),
-        "DEYO.FILTER_ENT": ("filter_entropy", bool),
-        "filter_ent": ("filter_entropy", bool),
-        "DEYO.FILTER_PLPD": ("filter_plpd", bool),
-        "filter_plpd": ("filter_plpd", bool),
-        "DEYO.PLPD": ("plpd_threshold", float),
-        "plpd_threshold": ("plpd_threshold", float),
-        "DEYO.MARGIN": ("entropy_threshold", float),
-        "EATA.MARGIN_E0": ("entropy_margin", float),
-        # The official code takes its thresholds in nats.
-        "deyo_margin": ("entropy_threshold", lambda nats: nats / log_classes),
-        "margin_e0": ("entropy_margin", lambda nats: nats / log_classes),
-    }
-    options = {name: make(given[key]) for key, (name, make) in ours.items() if key in given}
-    return {**options, "skip_top": "names"}
-
-
-_SPECIFIC = {
-    "norm": _norm,
-    "deyo": _deyo,
-}

@@ -71,7 +71,7 @@ def replay(trace: Path, data: Path, weights: Path) -> float:
     sibling = weights.parent / meta.get("weights", weights.name)
     weights = sibling if sibling.exists() else weights
     adapter = tta.wrap(build_model(meta, weights), method, inplace=True, **options)
-    mapping.install_draws(adapter, arrays)
+    mapping.install(adapter, meta, arrays)
     resets = mapping.external_resets(meta)
     wanted = arrays["f64/logits"]
     worst = 0.0
