@@ -213,9 +213,13 @@ class Adapter(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """One forward of the adapted model, counted in the report (images)."""
-        self._report["forwards"] += len(x)
+        self.count_forwards(len(x))
         out: Tensor = self.model(x)
         return out
+
+    def count_forwards(self, images: int) -> None:
+        """Add forwards that ``logits`` did not make (a teacher's, an anchor's) to the report."""
+        self._report["forwards"] += images
 
     def update(self, loss: Tensor, images: int, name: str = "optimizer") -> None:
         """One step on ``loss`` over ``images`` images; refused where a gradient is not finite."""
