@@ -219,7 +219,7 @@ class Adapter(nn.Module):
 
     def count_forwards(self, images: int) -> None:
         """Add forwards that ``logits`` did not make (a teacher's, an anchor's) to the report."""
-        self._report["forwards"] += images
+        self._report["forwards"] = self._report.get("forwards", 0) + images
 
     def update(self, loss: Tensor, images: int, name: str = "optimizer") -> None:
         """One step on ``loss`` over ``images`` images; refused where a gradient is not finite."""
