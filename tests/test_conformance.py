@@ -1,19 +1,38 @@
-"""Every registered adapter on BatchNorm, BatchNormAct and LayerNorm models, in both precisions."""
+"""Every registered adapter on BatchNorm, GroupNorm and LayerNorm models, in both precisions."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 import timm
 import torch
+from timm.layers import GroupNorm
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 import tta
 from tta import checks
+from tta.factory import adapters
 
-MODELS = ("test_vit", "test_efficientnet", "test_byobnet")
 SIDE = 32
+MODELS = {
+    "batch-norm": lambda: timm.create_model(
+        "test_efficientnet", num_classes=10, drop_path_rate=0.1
+    ),
+    "group-norm": lambda: ResNet(
+        BasicBlock,
+        layers=(1, 1, 1, 1),
+        channels=(8, 16, 24, 32),
+        stem_width=8,
+        num_classes=10,
+        drop_path_rate=0.1,
+        norm_layer=partial(GroupNorm, num_groups=4),
+    ),
+    "layer-norm": lambda: timm.create_model(
+        "test_vit", num_classes=10, drop_path_rate=0.1, img_size=SIDE, depth=4
+    ),
+}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -21,8 +40,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def model(name: str, dtype: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        size = {"img_size": SIDE} if name == "test_vit" else {}
-        net = timm.create_model(name, num_classes=10, drop_path_rate=0.1, **size)
+        net = MODELS[name]()
     # Dropout and stochastic depth are live, as a training script leaves them.
     return nn.Sequential(net, nn.Dropout(0.5)).train().to(DTYPES[dtype])
 
@@ -31,6 +49,18 @@ def model(name: str, dtype: str) -> nn.Module:
 def batches(dtype: str) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(5, 3, SIDE, SIDE, generator=generator).to(DTYPES[dtype]) for _ in range(4)]
+
+
+def first_variant(method: str) -> tta.AdapterConfig:
+    cls = adapters.get(method)
+    return cls.Config.create(cls.check_options[0])
+
+
+def every_variant(method: str, backbone: str, dtype: str) -> bool:
+    """All of a method's variants run once: on the first model that it takes, in float64."""
+    if dtype != "float64":
+        return False
+    return next(n for n in MODELS if checks.runs_on(method, model(n, dtype))) == backbone
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +76,12 @@ def test_conformance(method: str, backbone: str, dtype: str, executor) -> None:
     net = model(backbone, dtype)
     if not checks.runs_on(method, net):
         # The refusal itself is the behaviour: it names what is missing, before any batch.
-        with pytest.raises(tta.AdapterError, match=r"\d+ ln|no normalisation"):
+        with pytest.raises(tta.AdapterError, match=r"\d+ (bn|gn|ln)"):
             tta.wrap(net, method)
         return
+    config = None if every_variant(method, backbone, dtype) else first_variant(method)
     failures = []
-    for check in checks.yield_checks(method, executor=executor):
+    for check in checks.yield_checks(method, config, executor=executor):
         try:
             check(net, batches(dtype))
         except AssertionError as error:
@@ -65,7 +96,7 @@ def test_a_broken_adapter_is_caught(executor) -> None:
         if check.name == "resumes_in_a_new_process":
             continue  # the other process cannot import a test module
         try:
-            check(model("test_byobnet", "float32"), batches("float32"))
+            check(model("batch-norm", "float32"), batches("float32"))
         except AssertionError:
             failed.add(check.name)
     assert {

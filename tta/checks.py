@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tta.adapter import Adapter
+from tta.checks_run import Maker, equal, run, same, weights
 from tta.config import AdapterConfig
 from tta.errors import AdapterError
 from tta.factory import adapters
@@ -76,14 +77,13 @@ def yield_checks(
                 words = ",".join(f"{key}={value}" for key, value in options.items())
                 yield Check(f"{check.name}[{words}]" if options else check.name, check)
         return
-    make = partial(_make, cls, config)
+    make = Maker(cls, config)
     for function in (
         _adapts_if_it_says_so,
         _config_is_sound,
         _source_model_untouched,
         _same_input_same_output,
         _reset_equals_fresh,
-        _second_reset_equals_first,
         _state_survives_save_and_load,
         _state_is_a_snapshot,
         _state_of_another_config_is_refused,
@@ -111,40 +111,13 @@ def runs_on(method: str | type[Adapter], model: nn.Module) -> bool:
     """Whether the method can adapt the model; a refusal must come before the first batch."""
     cls = adapters.get(method) if isinstance(method, str) else method
     try:
-        _make(cls, None, model)
+        Maker(cls, None)(model)
     except AdapterError:
         return False
     return True
 
 
-def _make(cls: type[Adapter], config: AdapterConfig | None, model: nn.Module) -> Adapter:
-    adapter = cls(copy.deepcopy(model), config)
-    if adapter.needs.source_data:
-        first = next(model.parameters())
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(16, 3, 32, 32, generator=generator).to(first)
-        labels = torch.arange(16) % 4
-        adapter.fit_source([(images[:8], labels[:8]), (images[8:], labels[8:])])
-    return adapter
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    return torch.equal(torch.nan_to_num(left), torch.nan_to_num(right))
-
-
-def _run(adapter: Adapter, batches: Sequence[Tensor]) -> list[Tensor]:
-    return [adapter(x) for x in batches]
-
-
-def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
-    return len(left) == len(right) and all(map(_equal, left, right))
-
-
-def _weights(adapter: Adapter) -> dict[str, Tensor]:
-    return {k: v for k, v in adapter.state_dict().items() if isinstance(v, Tensor)}
-
-
-def _config_is_sound(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _config_is_sound(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
     config = adapter.config
     assert type(config).create(config.to_dict()) == config, "config does not survive to_dict"
@@ -153,76 +126,64 @@ def _config_is_sound(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> 
     assert adapter.name in repr(adapter), "repr does not name the method"
 
 
-def _adapts_if_it_says_so(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    adapter = make(model)
-    before = _weights(adapter)
-    backwards = 0.0
-    for x in batches:
-        adapter(x)
-        backwards += adapter.report["backwards"]
-    if adapter.needs.gradients:
-        assert backwards > 0, "no batch was learnt from: set check_options that let some pass"
-        after = _weights(adapter)
-        assert any(not _equal(before[k], after[k]) for k in before), "nothing changed"
+def _adapts_if_it_says_so(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
+    whole = make.whole(model, batches)
+    if make.cls.needs.gradients:
+        assert whole.backwards > 0, "no batch was learnt from: set check_options that let some pass"
+        changed = any(not equal(whole.before[k], whole.after[k]) for k in whole.before)
+        assert changed, "nothing changed"
     else:
-        assert backwards == 0, "needs.gradients is false, yet the method back-propagates"
+        assert whole.backwards == 0, "needs.gradients is false, yet the method back-propagates"
 
 
-def _source_model_untouched(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    before = copy.deepcopy(model.state_dict())
-    _run(make(model), batches)
-    after = model.state_dict()
+def _source_model_untouched(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
+    before, after = make.whole(model, batches).source_before, model.state_dict()
     assert before.keys() == after.keys(), "the source model gained or lost tensors"
     assert all(torch.equal(before[k], after[k]) for k in before), "the source model was changed"
 
 
-def _same_input_same_output(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    assert _same(_run(make(model), batches), _run(make(model), batches)), "two runs differ"
+def _same_input_same_output(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
+    again = run(make(model), batches)
+    assert same(again, make.uninterrupted(model, batches)), "two runs differ"
 
 
-def _reset_equals_fresh(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _reset_equals_fresh(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
-    _run(adapter, batches)
-    adapter.reset()
-    assert _same(_run(adapter, batches), _run(make(model), batches)), "reset is not a fresh start"
-
-
-def _second_reset_equals_first(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    adapter = make(model)
-    fresh = _run(adapter, batches)
-    for _ in range(2):
+    run(adapter, batches)
+    for sentence in ("reset is not a fresh start", "the second reset restores drifted state"):
         adapter.reset()
-        again = _run(adapter, batches)
-    assert _same(fresh, again), "the second reset restores drifted state"
+        assert same(run(adapter, batches), make.uninterrupted(model, batches)), sentence
 
 
-def _state_survives_save_and_load(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _state_survives_save_and_load(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
-    _run(adapter, batches[:2])
+    run(adapter, batches[:2])
     file = io.BytesIO()
     torch.save(adapter.state_dict(), file)
-    rest = _run(adapter, batches[2:])
     file.seek(0)
     other = make(model)
     other.load_state_dict(torch.load(file, weights_only=True))
-    assert _same(_run(other, batches[2:]), rest), "save, load, continue differs from uninterrupted"
+    whole = make.uninterrupted(model, batches)
+    rest = run(other, batches[2:])
+    assert same(rest, whole[2:]), "save, load, continue differs from uninterrupted"
     other.reset()
-    assert _same(_run(other, batches), _run(make(model), batches)), "reset after load differs"
+    assert same(run(other, batches), whole), "reset after load differs"
 
 
-def _state_is_a_snapshot(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _state_is_a_snapshot(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
-    _run(adapter, batches[:2])
+    run(adapter, batches[:2])
     state = adapter.state_dict()
-    rest = _run(adapter, batches[2:])
+    rest = make.uninterrupted(model, batches)[2:]
+    assert same(run(adapter, batches[2:]), rest), "taking a state_dict changes the next steps"
     adapter.load_state_dict(state)
-    assert _same(_run(adapter, batches[2:]), rest), "a kept state_dict changed under later steps"
+    assert same(run(adapter, batches[2:]), rest), "a kept state_dict changed under later steps"
     adapter.load_state_dict(state)
-    assert _same(_run(adapter, batches[2:]), rest), "loading a state_dict aliases its tensors"
+    assert same(run(adapter, batches[2:]), rest), "loading a state_dict aliases its tensors"
 
 
 def _state_of_another_config_is_refused(
-    make: Any, model: nn.Module, batches: Sequence[Tensor]
+    make: Maker, model: nn.Module, batches: Sequence[Tensor]
 ) -> None:
     adapter = make(model)
     values = adapter.config.to_dict()
@@ -236,27 +197,27 @@ def _state_of_another_config_is_refused(
     raise AssertionError("a state saved under another config is loaded without a word")
 
 
-def _copy_is_independent(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _copy_is_independent(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
-    _run(adapter, batches[:2])
+    run(adapter, batches[:2])
     twin = copy.deepcopy(adapter)
-    first = _run(adapter, batches[2:])
-    assert _same(_run(twin, batches[2:]), first), "a deep copy shares state with its original"
+    first = run(adapter, batches[2:])
+    assert same(run(twin, batches[2:]), first), "a deep copy shares state with its original"
 
 
-def _predict_changes_nothing(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    adapter, plain = make(model), make(model)
-    for x in batches:
-        before = _weights(adapter)
+def _predict_changes_nothing(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
+    adapter = make(model)
+    for x, step in zip(batches, make.uninterrupted(model, batches), strict=True):
+        before = weights(adapter)
         first, second = adapter.predict(x), adapter.predict(x)
         assert not first.requires_grad, "predict returns a graph"
-        assert _equal(first, second), "predict gives two answers"
-        after = _weights(adapter)
-        assert all(_equal(before[k], after[k]) for k in before), "predict changed a tensor"
-        assert _equal(adapter(x), plain(x)), "predict changed the next step"
+        assert equal(first, second), "predict gives two answers"
+        after = weights(adapter)
+        assert all(equal(before[k], after[k]) for k in before), "predict changed a tensor"
+        assert equal(adapter(x), step), "predict changed the next step"
 
 
-def _batch_of_one(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _batch_of_one(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
     for x in batches:
         logits = adapter(x[:1])
@@ -265,16 +226,16 @@ def _batch_of_one(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> Non
     assert _finite(adapter), "a batch of one poisons the weights"
 
 
-def _ragged_last_batch(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _ragged_last_batch(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
-    _run(adapter, batches[:2])
+    run(adapter, batches[:2])
     logits = adapter(batches[2][:3])
     assert logits.shape[0] == 3, "a short batch does not give its rows"
     assert bool(logits.isfinite().all()), "a short batch gives NaN"
     assert bool(adapter(batches[3]).isfinite().all()), "a short batch breaks the next"
 
 
-def _bad_rows_do_not_poison(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _bad_rows_do_not_poison(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     for value in (float("nan"), float("inf")):
         adapter, clean = make(model), make(model)
         x = batches[0].clone()
@@ -282,52 +243,46 @@ def _bad_rows_do_not_poison(make: Any, model: nn.Module, batches: Sequence[Tenso
         logits = adapter(x)
         keep = torch.tensor([i != 1 for i in range(len(x))])
         assert not bool(logits[1].isfinite().any()), "a bad image gets a confident answer"
-        assert _equal(logits[keep], clean(batches[0][keep])), "a bad image changed its neighbours"
+        assert equal(logits[keep], clean(batches[0][keep])), "a bad image changed its neighbours"
         adapter(torch.full_like(x, value))
         clean.num_steps = adapter.num_steps
         assert _finite(adapter), "bad images reached the weights"
-        assert _equal(adapter(batches[1]), clean(batches[1])), "bad images changed the state"
+        assert equal(adapter(batches[1]), clean(batches[1])), "bad images changed the state"
 
 
-def _works_in_grad_modes(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    plain = _run(make(model), batches)
+def _works_in_grad_modes(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
+    plain = make.uninterrupted(model, batches)
     for mode in (torch.no_grad, torch.inference_mode):
         adapter = make(model)
         with mode():
-            inside = _run(adapter, [x.clone() for x in batches])
-        assert _same(inside, plain), f"results differ inside {mode.__name__}"
+            inside = run(adapter, [x.clone() for x in batches])
+        assert same(inside, plain), f"results differ inside {mode.__name__}"
     assert not any(x.requires_grad for x in plain), "the returned logits carry a graph"
 
 
-def _modes_survive_train_and_eval(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _modes_survive_train_and_eval(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
-    expected = _run(make(model), batches)
+    expected = make.uninterrupted(model, batches)
     got = []
     for step, x in enumerate(batches):
         adapter.train(step % 2 == 0)
         got.append(adapter(x))
-    assert _same(got, expected), "train() or eval() changes the modes that the method chose"
+    assert same(got, expected), "train() or eval() changes the modes that the method chose"
 
 
-def _dropout_stays_off(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    adapter = make(model)
-    _run(adapter, batches)
-    live = [
-        name
-        for name, module in adapter.named_modules()
-        if module.training and "drop" in type(module).__name__.lower()
-    ]
+def _dropout_stays_off(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
+    live = make.whole(model, batches).live_dropout
     assert not live, f"dropout is on: {', '.join(live)}"
 
 
-def _global_random_state_untouched(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
-    adapter = make(model)
-    before = torch.get_rng_state()
-    _run(adapter, batches)
-    assert torch.equal(before, torch.get_rng_state()), "a draw came from torch's global generator"
+def _global_random_state_untouched(
+    make: Maker, model: nn.Module, batches: Sequence[Tensor]
+) -> None:
+    drawn = make.whole(model, batches).global_draws
+    assert not drawn, "a draw came from torch's global generator"
 
 
-def _report_is_flat(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> None:
+def _report_is_flat(make: Maker, model: nn.Module, batches: Sequence[Tensor]) -> None:
     adapter = make(model)
     adapter(batches[0])
     report = adapter.report
@@ -337,13 +292,13 @@ def _report_is_flat(make: Any, model: nn.Module, batches: Sequence[Tensor]) -> N
 
 
 def _resumes_in_a_new_process(
-    make: Any, executor: Executor | None, model: nn.Module, batches: Sequence[Tensor]
+    make: Maker, executor: Executor | None, model: nn.Module, batches: Sequence[Tensor]
 ) -> None:
     adapter = make(model)
-    _run(adapter, batches[:2])
+    run(adapter, batches[:2])
     file = io.BytesIO()
     torch.save(adapter.state_dict(), file)
-    here = _run(adapter, batches[2:])
+    here = make.uninterrupted(model, batches)[2:]
     # Pickled here, so that a class which the other process cannot import is an error, not a crash.
     task = pickle.dumps((make, model, file.getvalue(), list(batches[2:])))
     threads = torch.get_num_threads()
@@ -352,7 +307,7 @@ def _resumes_in_a_new_process(
             there = process.submit(_continue, task, threads).result()
     else:
         there = executor.submit(_continue, task, threads).result()
-    assert _same(here, [torch.from_numpy(x) for x in there]), "a new process continues differently"
+    assert same(here, [torch.from_numpy(x) for x in there]), "a new process continues differently"
 
 
 def _continue(task: bytes, threads: int) -> list[Any]:
@@ -364,6 +319,4 @@ def _continue(task: bytes, threads: int) -> list[Any]:
 
 
 def _finite(adapter: Adapter) -> bool:
-    return all(
-        bool(v.isfinite().all()) for v in _weights(adapter).values() if v.is_floating_point()
-    )
+    return all(bool(v.isfinite().all()) for v in weights(adapter).values() if v.is_floating_point())
