@@ -265,3 +265,35 @@ def test_norms_adapted_are_the_only_parameters_that_move() -> None:
     moved = {k for k, v in net.state_dict().items() if not torch.equal(v, state[f"model.{k}"])}
     assert moved == {"1.weight", "1.bias"}
     assert [layer.kind for layer in norms.find(net)] == ["bn"]
+
+
+@pytest.mark.parametrize("method", ["eata", "rotta", "t3a", "deyo"])
+def test_what_reset_restores_moves_with_the_adapter(method: str) -> None:
+    """After a change of precision (or device) ``reset`` restores tensors of the new kind."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+    adapter = tta.wrap(net, method)
+    x = torch.rand(6, 3, 8, 8)
+    if adapter.needs.source_data:
+        adapter.fit_source([x])
+    adapter.double()
+    first = adapter(x.double())
+    adapter(x.double())
+    adapter.reset()
+    kinds = {t.dtype for t in _floats([adapter._initial["tensors"], adapter._initial["states"]])}
+    assert kinds == {torch.float64}
+    assert torch.equal(adapter(x.double()), first)
+
+
+def _floats(value: object) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in _floats(part)] if isinstance(value, list | tuple) else []

@@ -10,14 +10,17 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tta import optim
+from tta import norm_layers, optim, window
 from tta.config import AdapterConfig
+from tta.containers import map_tensors
 from tta.errors import AdapterError
+from tta.memory import Fifo
 
 STATE_VERSION = 1
 
@@ -47,6 +50,8 @@ class Adapter(nn.Module):
             it is (``tta.wrap`` copies); its layers are put in eval mode and frozen, then ``setup``
             enables what the method adapts.
         config: The method's ``Config``; its defaults when ``None``.
+        window: Smaller batches go into a sliding window of so many images (see ``tta.window``); 1:
+            each batch as it comes.
 
     Raises:
         AdapterError: If the model cannot be adapted by this method.
@@ -62,6 +67,7 @@ class Adapter(nn.Module):
     config: AdapterConfig
     num_steps: int
     source_fitted: bool
+    ring: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -74,7 +80,9 @@ class Adapter(nn.Module):
         if not made.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise TypeError(f"{cls.__name__}.Config must be frozen")
 
-    def __init__(self, model: nn.Module, config: AdapterConfig | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, config: AdapterConfig | None = None, *, window: int = 1
+    ) -> None:
         super().__init__()
         config = self.Config() if config is None else config
         if not isinstance(config, self.Config):
@@ -85,6 +93,8 @@ class Adapter(nn.Module):
             raise AdapterError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
         if isinstance(model, Adapter):
             raise AdapterError(f"the model is already wrapped by {model.name!r}; wrap the original")
+        if window < 1 or (window > 1 and config.episodic):
+            raise AdapterError(f"window={window}: it must be 1 (none), or more and episodic=False")
         self.config = config
         self.model = model
         self._states: dict[str, Any] = {}
@@ -94,7 +104,11 @@ class Adapter(nn.Module):
         model.eval().requires_grad_(False)
         self.add_state("num_steps", 0)
         self.add_state("source_fitted", False)
+        self._window = window
+        if window > 1:
+            self.add_state("ring", Fifo.empty())
         self.setup()
+        self._own_statistics = norm_layers.find(self)
         self._initial = self._snapshot()
 
     # What a method writes -------------------------------------------------------------------
@@ -112,6 +126,11 @@ class Adapter(nn.Module):
             Logits ``(B, K)``; from before or after the update as ``predicts`` says.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define adapt")
+
+    def infer(self, x: Tensor) -> Tensor:
+        """Logits without adaptation, asked without gradients; override it for a teacher's."""
+        logits: Tensor = self.model(x)
+        return logits
 
     def fit(self, batches: Iterable[Any]) -> None:
         """Compute what the method takes from source images; called by ``fit_source``.
@@ -146,7 +165,8 @@ class Adapter(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor made in inference mode cannot be saved for backward; its clone can.
             x = x.clone() if x.is_inference() else x
-            logits, skipped = self._on_finite_rows(self.adapt, x)
+            step = self._adapt_once if self._window == 1 else partial(window.step, self)
+            logits, skipped = self._on_finite_rows(step, x)
         self._report["skipped_non_finite"] = skipped
         self.num_steps += 1
         return logits
@@ -155,7 +175,7 @@ class Adapter(nn.Module):
         """Logits ``(B, K)`` of the current model for ``x`` ``(B, C, H, W)``; changes nothing."""
         self._check_input(x)
         with torch.inference_mode(False), torch.no_grad():
-            return self._on_finite_rows(self.model, x)[0]
+            return self._on_finite_rows(self.infer, x)[0]
 
     def reset(self) -> None:
         """Go back to the state right after construction (or after ``fit_source``)."""
@@ -258,15 +278,8 @@ class Adapter(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is not a parameter or buffer: states, optimisers, and the state to reset to."""
-        now = self._snapshot(tensors=False)
-        initial = copy.deepcopy(self._initial)
-        return {
-            "version": STATE_VERSION,
-            "adapter": self.name,
-            "config": self.config.to_dict(),
-            "now": now,
-            "initial": initial,
-        }
+        now, initial = self._snapshot(tensors=False), copy.deepcopy(self._initial)
+        return {**self._identity(), "now": now, "initial": initial}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Counterpart of ``get_extra_state``.
@@ -274,15 +287,24 @@ class Adapter(nn.Module):
         Raises:
             AdapterError: If the state is of another method, config or version.
         """
-        ours = {"version": STATE_VERSION, "adapter": self.name, "config": self.config.to_dict()}
-        for key, value in ours.items():
-            if state[key] != value:
+        for key, value in self._identity().items():
+            if state.get(key, value) != value:
                 raise AdapterError(
                     f"this state was saved with {key}={state[key]!r}, the adapter has {value!r}; "
                     "build the adapter with the same method and config"
                 )
         self._initial = copy.deepcopy(state["initial"])
         self._restore(state["now"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved state and the adapter that loads it must have in common."""
+        return {
+            "version": STATE_VERSION,
+            "adapter": self.name,
+            "config": self.config.to_dict(),
+            "window": self._window,
+            "norm": norm_layers.describe(self.model),
+        }
 
     def _snapshot(self, tensors: bool = True) -> dict[str, Any]:
         """Independent copies of the mutable tensors, states and optimisers."""
@@ -318,7 +340,10 @@ class Adapter(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self._states:
-            setattr(self, name, _map_tensors(fn, getattr(self, name)))
+            setattr(self, name, map_tensors(fn, getattr(self, name)))
+        # What ``reset`` puts back moves too; optimisers move their part when it is loaded.
+        for part in ("tensors", "states"):
+            self._initial[part] = map_tensors(fn, self._initial[part])
         for name in self._optimizers:
             for moments in getattr(self, name).state.values():
                 for key, value in moments.items():
@@ -347,6 +372,11 @@ class Adapter(nn.Module):
         if x.ndim < 2 or len(x) == 0:
             raise AdapterError(f"images must be (B, C, H, W) with B >= 1, got {tuple(x.shape)}")
 
+    def _adapt_once(self, x: Tensor) -> Tensor:
+        """``adapt``; the statistics of replaced layers move here and nowhere else."""
+        with norm_layers.moving(self._own_statistics):
+            return self.adapt(x)
+
     def _on_finite_rows(self, step: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
         if bool(x.sum().isfinite()):
             return step(x).detach(), 0
@@ -357,17 +387,7 @@ class Adapter(nn.Module):
             logits = step(x[finite]).detach()
         else:
             with torch.no_grad():
-                logits = self.model(torch.zeros_like(x[:1]))[:0]
+                logits = self.infer(torch.zeros_like(x[:1]))[:0]
         out = logits.new_full((len(x), *logits.shape[1:]), float("nan"))
         out[finite] = logits
         return out, int((~finite).sum())
-
-
-def _map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return fn(value) if value.is_floating_point() else value.to(fn(value.float()).device)
-    if isinstance(value, dict):
-        return {key: _map_tensors(fn, item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map_tensors(fn, item) for item in value)
-    return value

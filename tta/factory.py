@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from tta import norm_layers
 from tta.adapter import Adapter
 from tta.config import AdapterConfig
 from tta.errors import AdapterError
@@ -36,21 +38,47 @@ def adapter_config(name: str) -> type[AdapterConfig]:
     return adapters.get(name).Config
 
 
-def create_adapter(name: str, model: nn.Module, config: AdapterConfig | None = None) -> Adapter:
+def create_adapter(
+    name: str,
+    model: nn.Module,
+    config: AdapterConfig | None = None,
+    *,
+    norm: str | None = None,
+    norm_options: Mapping[str, Any] | None = None,
+    window: int = 1,
+) -> Adapter:
     """Build an adapter around ``model`` itself: its adapted parameters will change in place.
 
     Args:
         name: A name of ``list_adapters()``.
         model: Maps images ``(B, C, H, W)`` in ``[0, 1]`` to logits ``(B, K)``.
         config: Defaults of the method when ``None``.
+        norm: As in ``wrap``.
+        norm_options: As in ``wrap``.
+        window: As in ``wrap``.
 
     Raises:
         AdapterError: For an unknown name, a wrong config, or a model that the method cannot adapt.
     """
-    return adapters.get(name)(model, config)
+    cls = adapters.get(name)
+    config = cls.Config() if config is None else config
+    if norm is not None:
+        norm_layers.replace(model, norm, **{"seed": config.seed, **(norm_options or {})})
+    elif norm_options:
+        raise AdapterError(f"norm_options={dict(norm_options)} without norm: name the layer")
+    return cls(model, config, window=window)
 
 
-def wrap(model: nn.Module, method: str, *, inplace: bool = False, **config: Any) -> Adapter:
+def wrap(
+    model: nn.Module,
+    method: str,
+    *,
+    inplace: bool = False,
+    norm: str | None = None,
+    norm_options: Mapping[str, Any] | None = None,
+    window: int = 1,
+    **config: Any,
+) -> Adapter:
     """Wrap a model so that each call adapts and predicts.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
@@ -61,6 +89,11 @@ def wrap(model: nn.Module, method: str, *, inplace: bool = False, **config: Any)
         model: Maps images ``(B, C, H, W)`` in ``[0, 1]`` to logits ``(B, K)``; it is copied.
         method: A name of ``list_adapters()``.
         inplace: Adapt ``model`` itself instead of a copy of it.
+        norm: What takes the place of every BatchNorm layer before the method is set up:
+            ``unmix-tns``, ``iabn`` or ``robust`` (see ``tta.norm_layers``); ``None``: nothing.
+        norm_options: Keyword arguments of that layer; its ``seed`` is the method's if not given.
+        window: Batches with fewer images go into a sliding window of so many, and the method adapts
+            once each time it has been filled (see ``tta.window``); 1: no window.
         **config: Fields of the method's ``Config`` (see ``tta.adapter_config(method)``).
 
     Raises:
@@ -75,4 +108,6 @@ def wrap(model: nn.Module, method: str, *, inplace: bool = False, **config: Any)
             raise AdapterError(
                 f"the model cannot be copied ({error}); pass inplace=True to adapt it directly"
             ) from error
-    return create_adapter(method, model, chosen)
+    return create_adapter(
+        method, model, chosen, norm=norm, norm_options=norm_options, window=window
+    )

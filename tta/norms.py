@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ class AffineConfig(GradientConfig):
 class NormLayer:
     """A normalisation layer: its dotted name in the model, the module, and its kind.
 
-    ``kind`` is ``bn`` (BatchNorm1d/2d/3d, SyncBatchNorm and their timm forms), ``gn``, ``ln``,
-    ``in``, ``rms``, ``frozen`` (batch statistics and scale kept as buffers: nothing to adapt) or
-    ``other`` (response normalisation and the like).
+    ``kind`` is ``bn`` (BatchNorm1d/2d/3d, SyncBatchNorm and their timm forms), ``bn-like`` (a layer
+    of ``tta.norm_layers`` in the place of one: scale and shift are adapted with those of ``bn``,
+    its statistics are its own affair), ``gn``, ``ln``, ``in``, ``rms``, ``frozen`` (batch
+    statistics and scale kept as buffers: nothing to adapt) or ``other`` (response normalisation
+    and the like).
     """
 
     name: str
@@ -46,6 +49,8 @@ class NormLayer:
 
 def kind_of(module: nn.Module) -> str | None:
     """Kind of a normalisation layer (see ``NormLayer``); ``None`` for any other module."""
+    if getattr(module, "keeps_own_statistics", False) is True:
+        return "bn-like"
     for kind, bases in _BASES.items():
         if isinstance(module, bases):
             return kind
@@ -84,7 +89,7 @@ def enable_affine(
 
     Args:
         model: The model; its other parameters are left as they are.
-        kinds: Kinds of ``NormLayer`` to adapt.
+        kinds: Kinds of ``NormLayer`` to adapt; ``bn`` stands for ``bn-like`` too.
         skip: ``none``; ``depth`` leaves out the deepest quarter of the blocks and what follows
             them; ``names`` leaves out the modules that the official SAR and DeYO code names.
 
@@ -98,7 +103,7 @@ def enable_affine(
     params = [
         getattr(layer.module, key)
         for layer in find(model)
-        if layer.kind in kinds and layer.name not in top
+        if layer.kind.removesuffix("-like") in kinds and layer.name not in top
         for key in ("weight", "bias")
         if isinstance(getattr(layer.module, key, None), nn.Parameter)
     ]
@@ -124,6 +129,18 @@ def adapt_affine(model: nn.Module, config: AffineConfig) -> list[nn.Parameter]:
     params = enable_affine(model, kinds=config.norm_kinds, skip=config.skip_top)
     use_batch_statistics(model)
     return params
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy without gradients that shares what is frozen: all but the buffers and what adapts.
+
+    A teacher or an anchor of a method that moves scale and shift alone needs no more memory.
+
+    Args:
+        model: A model whose adapted parameters, and no others, require gradients.
+    """
+    shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False)
 
 
 def inventory(model: nn.Module) -> str:

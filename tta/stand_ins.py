@@ -1,0 +1,210 @@
+"""RobustBN and IABN, and the base of all layers that take the place of BatchNorm."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tta.errors import AdapterError
+
+
+class StandIn(nn.Module):
+    """A normalisation layer in the place of ``source``, whose tensors it takes over.
+
+    Subclasses write ``normalize``. ``moving`` is a switch, not state: it is off between steps.
+
+    Args:
+        source: A BatchNorm layer with running statistics.
+        seed: Key of the layer's random draws.
+    """
+
+    kind: ClassVar[str]
+    # What ``tta.norms`` knows these layers by.
+    keeps_own_statistics: ClassVar[bool] = True
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, source: _BatchNorm, seed: str = "") -> None:
+        super().__init__()
+        self.num_features = source.num_features
+        self.eps = source.eps
+        self.momentum = 0.1 if source.momentum is None else source.momentum
+        self.moving = False
+        self.register_parameter("weight", source._parameters.get("weight"))
+        self.register_parameter("bias", source._parameters.get("bias"))
+        for name, buffer in source._buffers.items():
+            self.register_buffer(name, buffer)
+        # timm's layers carry their dropout and activation.
+        for name, child in source.named_children():
+            self.add_module(name, child)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(B, C, ...)``; statistics are computed in float32 at least."""
+        lowered = torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if lowered else nullcontext():
+            y = self.normalize(widened(x)).to(x.dtype)
+        for child in self.children():
+            y = child(y)
+        return y
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Images' features ``(B, C, ...)`` to the same shape; moves statistics if ``moving``."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Kind, channels and options."""
+        options = "".join(f", {key}={value}" for key, value in self.options().items())
+        return (
+            f"{self.kind}, {self.num_features}, eps={self.eps}, momentum={self.momentum}{options}"
+        )
+
+    def options(self) -> dict[str, Any]:
+        """What the layer was told, as plain values."""
+        names = list(inspect.signature(type(self)).parameters)[2:]
+        return {name: getattr(self, name) for name in names}
+
+    def by_running(self, x: Tensor) -> Tensor:
+        """Normalised by the running statistics, as a BatchNorm in eval mode."""
+        if x.dtype != self.running_mean.dtype:
+            return self.scale_and_shift(x, self.running_mean, self.running_var)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def scale_and_shift(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """``x`` normalised by ``mean`` and ``var``, each ``(C,)`` or ``(B, C)``, then affine."""
+        scale = (var.to(x.dtype) + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        shape = (*(scale.shape if scale.ndim == 2 else (1, len(scale))), *(1,) * (x.ndim - 2))
+        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+class RobustBN(StandIn):
+    """RoTTA's BatchNorm: normalises by running statistics that the batch has just moved.
+
+    Standing still it is a BatchNorm in eval mode. The gradient flows through the batch's share.
+
+    Args:
+        source: A BatchNorm layer with running statistics.
+        seed: Unused.
+        alpha: Share of the batch (variance: biased) in the new statistics.
+    """
+
+    kind = "robust"
+
+    def __init__(self, source: _BatchNorm, seed: str = "", *, alpha: float = 0.05) -> None:
+        super().__init__(source)
+        self.alpha = within("alpha", alpha, 0, 1)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """``(B, C, ...)``."""
+        if not self.moving:
+            return self.by_running(x)
+        batch_var, batch_mean = torch.var_mean(x, _all_but_channels(x), correction=0)
+        mean = (1 - self.alpha) * self.running_mean + self.alpha * batch_mean
+        var = (1 - self.alpha) * self.running_var + self.alpha * batch_var
+        self.running_mean.copy_(mean.detach())
+        self.running_var.copy_(var.detach())
+        return self.scale_and_shift(x, mean, var)
+
+
+class IABN(StandIn):
+    """NOTE's instance-aware BatchNorm: an image corrects the statistics where it differs clearly.
+
+    The reference statistics are the running ones; those of the batch with ``batch_statistics`` or
+    in training mode, which also moves the running ones. Images with at most ``skip_positions``
+    positions take the reference as it is. With a very large ``k`` it is a BatchNorm.
+
+    Args:
+        source: A BatchNorm layer with running statistics.
+        seed: Unused.
+        k: Width of the band without correction, in standard errors.
+        skip_positions: Positions (height times width) up to which nothing is corrected.
+        batch_statistics: Always take the batch as the reference.
+        batch_momentum: Share of the batch in the running statistics in training mode.
+    """
+
+    kind = "iabn"
+
+    def __init__(
+        self,
+        source: _BatchNorm,
+        seed: str = "",
+        *,
+        k: float = 4.0,
+        skip_positions: int = 1,
+        batch_statistics: bool = False,
+        batch_momentum: float = 0.01,
+    ) -> None:
+        super().__init__(source)
+        self.k = within("k", k, 0)
+        self.skip_positions = whole("skip_positions", skip_positions)
+        if batch_statistics not in (False, True):
+            raise AdapterError(f"batch_statistics={batch_statistics!r} must be true or false")
+        self.batch_statistics = bool(batch_statistics)
+        self.batch_momentum = within("batch_momentum", batch_momentum, 0, 1)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """``(B, C, ...)``."""
+        mean, var = self.reference(x)
+        positions = x[0, 0].numel()
+        if positions <= self.skip_positions:
+            return self.scale_and_shift(x, mean, var)
+        own_var, own_mean = torch.var_mean(x, list(range(2, x.ndim)), correction=1)
+        spread = var + self.eps
+        mean_band = self.k * (spread / positions).sqrt()
+        var_band = self.k * spread * (2 / (positions - 1)) ** 0.5
+        mean = mean + _shrink(own_mean - mean, mean_band)
+        var = F.relu(var + _shrink(own_var - var, var_band))
+        return self.scale_and_shift(x, mean, var)
+
+    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance ``(C,)`` that the images are compared with."""
+        several = x.numel() > x.shape[1]  # one value per channel has no variance
+        if not (several and (self.training or self.batch_statistics)):
+            return self.running_mean, self.running_var
+        var, mean = torch.var_mean(x, _all_but_channels(x), correction=1)
+        if self.training and self.moving:
+            self.running_mean.lerp_(mean.detach(), self.batch_momentum)
+            self.running_var.lerp_(var.detach(), self.batch_momentum)
+        return mean, var
+
+
+def widened(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [d for d in range(x.ndim) if d != 1]
+
+
+def _shrink(x: Tensor, band: Tensor) -> Tensor:
+    """Soft threshold: zero inside ``[-band, band]``, the distance to it outside."""
+    return F.relu(x - band) - F.relu(-x - band)
+
+
+def within(name: str, value: Any, low: float, high: float = float("inf")) -> Any:
+    """``value`` if it is a number in ``[low, high]``, else an ``AdapterError``."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and low <= value <= high):
+        raise AdapterError(f"{name}={value!r} is out of range: it must be in [{low}, {high}]")
+    return value
+
+
+def whole(name: str, value: Any) -> int:
+    """``value`` if it is a whole number of at least 1, else an ``AdapterError``."""
+    if within(name, value, 1) != int(value):
+        raise AdapterError(f"{name}={value!r} must be a whole number")
+    return int(value)
