@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,11 +52,76 @@ def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
     Returns:
         Whether the step was taken.
     """
+    return _step(optimizer, _backward(optimizer, loss))
+
+
+def sharpness_aware_step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, again: Callable[[], Tensor], rho: float
+) -> bool:
+    """Step from here with the gradient taken where the loss is highest nearby (SAM).
+
+    The weights go up by ``rho * g / (|g| + 1e-12)``, with one norm over all of them, ``again`` is
+    back-propagated there, and the weights come back bit for bit before the optimiser steps. A loss
+    without gradient moves nothing up, and the step is the optimiser's momentum alone.
+
+    Args:
+        optimizer: Owner of the adapted parameters.
+        loss: Scalar with a graph.
+        again: The loss at the raised weights: a scalar with a graph.
+        rho: Length of the way up.
+
+    Returns:
+        Whether the step was taken; not where a gradient is NaN or infinite.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    params = (p for group in optimizer.param_groups for p in group["params"])
+    params: list[Tensor] = [p for p in params_of(optimizer) if p.grad is not None]
     grads = [p.grad for p in params if p.grad is not None]
-    finite = bool(grads) and bool(torch.stack(torch._foreach_norm(grads)).isfinite().all())
+    if not grads:
+        return False
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        raised = torch._foreach_mul(grads, rho / (norm + 1e-12))
+        torch._foreach_add_(raised, params)
+    with lent(params, raised):
+        finite = _backward(optimizer, again(), norm)
+    return _step(optimizer, finite)
+
+
+@contextmanager
+def lent(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Give ``params`` other values for a while; the own ones come back bit for bit.
+
+    Args:
+        params: Leaves of any shapes; no graph may be open through them.
+        values: As many tensors, of the same shapes and dtypes.
+    """
+    params, values = list(params), list(values)
+    with torch.no_grad():
+        own = torch._foreach_mul(params, 1.0)  # copies, in one kernel
+        torch._foreach_copy_(params, values)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(params, own)
+
+
+def params_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimiser owns, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _backward(optimizer: torch.optim.Optimizer, loss: Tensor, *norms: Tensor) -> bool:
+    """Fresh gradients of ``loss``; whether they and ``norms`` are finite: one synchronisation."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    grads = [p.grad for p in params_of(optimizer) if p.grad is not None]
+    norms = (*norms, *torch._foreach_norm(grads))
+    return bool(grads) and bool(torch.stack(norms).isfinite().all())
+
+
+def _step(optimizer: torch.optim.Optimizer, finite: bool) -> bool:
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from numpy.lib.npyio import NpzFile
+from torch import Tensor
 
 import tta
 
@@ -49,6 +50,15 @@ def install(adapter: tta.Adapter, meta: dict[str, Any], arrays: NpzFile) -> None
         specific.install(adapter, meta, arrays)
 
 
+def tensors(adapter: tta.Adapter) -> dict[str, Tensor]:
+    """Adapted tensors under the names that the traces store them by; empty if the map names none.
+
+    A map may define ``tensors(adapter)``.
+    """
+    specific = _map(adapter.name)
+    return specific.tensors(adapter) if hasattr(specific, "tensors") else {}
+
+
 def _map(name: str) -> ModuleType | None:
     """``maps/<method>.py``: ``options(method, hyperparameters)`` and, if need be, ``install``."""
     if not (MAPS / f"{name.replace('-', '_')}.py").exists():
@@ -60,10 +70,10 @@ def _map(name: str) -> ModuleType | None:
 
 def _method(name: str) -> str:
     parts = name.split("_")
+    known = {adapter.replace("-", ""): adapter for adapter in tta.list_adapters()}
     for stop in range(len(parts), 0, -1):
-        for candidate in ("-".join(parts[:stop]), "".join(parts[:stop])):
-            if candidate in tta.list_adapters():
-                return candidate
+        if "".join(parts[:stop]) in known:
+            return known["".join(parts[:stop])]
     raise ValueError(f"no adapter for the method {name!r}")
 
 
