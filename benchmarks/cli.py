@@ -15,8 +15,38 @@ from typing import Annotated, Optional
 
 import typer
 
+from benchmarks.cli_options import (
+    AsJson,
+    BatchSize,
+    Corruption,
+    DataDir,
+    Names,
+    Norm,
+    NormOptions,
+    NumExamples,
+    OpenRatio,
+    OpenSet,
+    Order,
+    Setting,
+    SettingOptions,
+    Severity,
+    SourceImages,
+    SourceOptions,
+    StreamName,
+    Subset,
+    Window,
+    source_options,
+)
 from benchmarks.data_cli import app as data_app
 from benchmarks.errors import UsageError
+from benchmarks.words import (
+    read_integers,
+    read_methods,
+    read_numbers,
+    read_options,
+    read_pairs,
+    read_split,
+)
 from streams.errors import StreamError
 from tta.errors import AdapterError
 
@@ -29,36 +59,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+new_app = typer.Typer(help="Start a method of your own.", no_args_is_help=True)
+app.add_typer(new_app, name="new")
 app.add_typer(data_app, name="data")
-
-Names = Annotated[
-    list[str], typer.Option("--method", "-m", help="Method(s): repeat, or separate by commas.")
-]
-StreamName = Annotated[str, typer.Option("--stream", "-s", help="See 'tta-bench list streams'.")]
-Setting = Annotated[
-    Optional[str],
-    typer.Option(help="Order and reset policy: continual, reset, … see 'tta-bench list settings'."),
-]
-SettingOptions = Annotated[
-    Optional[list[str]],
-    typer.Option("--setting-set", help="Option of the setting, key=value; repeat."),
-]
-Order = Annotated[
-    Optional[str], typer.Option(help="Order of the corruptions: default, rotta, cotta0 …")
-]
-Severity = Annotated[Optional[str], typer.Option(help="1 to 5, one or several: 5 or 5,3.")]
-Corruption = Annotated[
-    Optional[str], typer.Option("--corruptions", help="Names, separated by commas, in order.")
-]
-NumExamples = Annotated[
-    Optional[int], typer.Option(help="First N images a domain; all by default.")
-]
-BatchSize = Annotated[Optional[int], typer.Option(help="Images a step; the protocol's by default.")]
-Subset = Annotated[Optional[str], typer.Option(help="ImageNet streams: full or robustbench-5k.")]
-DataDir = Annotated[
-    Optional[Path], typer.Option(help="Folder of the data; embedded streams need none.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 @app.command()
@@ -88,6 +91,13 @@ def run(
     batch_size: BatchSize = None,
     data_dir: DataDir = None,
     subset: Subset = None,
+    source_set: SourceOptions = None,
+    open_set: OpenSet = None,
+    open_ratio: OpenRatio = None,
+    norm: Norm = None,
+    norm_set: NormOptions = None,
+    window: Window = 1,
+    source_images: SourceImages = 2000,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -112,17 +122,21 @@ def run(
 
       tta-bench run -m source,norm,tent,deyo -s fashion-mnist-c
 
+      tta-bench run -m '*' -s fashion-mnist-c --num-examples 1000
+
       tta-bench run -m tent -s fashion-mnist-c --setting reset --set lr=5e-4 --seed 0,1,2
 
       tta-bench run -m deyo -s cifar10-c --data-dir DATA --backbone cifar-resnet20 --checkpoint FILE
     """
     with _errors():
+        from benchmarks.allocator import keep_freed_memory
         from benchmarks.console import progress_bar, results_table
         from benchmarks.runner import run as run_spec
         from benchmarks.spec import resolve
 
-        methods = _split(method)
-        options = _options(set_ or [], methods)
+        keep_freed_memory()
+        methods, by_pattern = read_methods(read_split(method))
+        options = read_options(set_ or [], methods)
         # All specs are built before the first runs: a wrong last method wastes nothing.
         specs = [
             resolve(
@@ -137,31 +151,41 @@ def run(
                 device=device,
                 dtype=dtype,
                 data_dir=str(data_dir) if data_dir else None,
-                severity=_integers("severity", severity),
-                corruptions=tuple(_split([corruptions])) if corruptions else None,
+                severity=read_integers("severity", severity),
+                corruptions=tuple(read_split([corruptions])) if corruptions else None,
                 num_examples=num_examples,
                 batch_size=batch_size,
-                setting_options=_pairs(setting_set),
+                setting_options=read_pairs(setting_set),
                 order=order,
-                source_options={"subset": subset} if subset else None,
+                source_options=source_options(subset, read_pairs(source_set, "--source-set")),
+                open_set=open_set,
+                open_ratio=open_ratio,
+                norm=norm,
+                norm_options=read_numbers(read_pairs(norm_set, "--norm-set")),
+                window=window,
+                source_images=source_images,
             )
             for name in methods
-            for value in _integers("seed", seed) or ()
+            for value in read_integers("seed", seed) or ()
         ]
         rows = []
         for spec in specs:
-            with progress_bar(f"{spec.method} s{spec.seed}") as progress:
-                rows.append(
-                    run_spec(
-                        spec,
-                        out,
-                        resume=resume,
-                        overwrite=overwrite,
-                        checkpoint_seconds=checkpoint_seconds,
-                        workers=workers,
-                        progress=progress,
-                    )
+            with (
+                _left_out(spec.method, spec.method in by_pattern),
+                progress_bar(f"{spec.method} s{spec.seed}") as progress,
+            ):
+                row = run_spec(
+                    spec,
+                    out,
+                    resume=resume,
+                    overwrite=overwrite,
+                    checkpoint_seconds=checkpoint_seconds,
+                    workers=workers,
+                    progress=progress,
                 )
+                rows.append(row)
+        if not rows:
+            raise UsageError("no method of the pattern can adapt this backbone; name another")
         if as_json:
             typer.echo(json.dumps(rows, indent=2))
         else:
@@ -246,6 +270,9 @@ def describe(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     data_dir: DataDir = None,
     subset: Subset = None,
+    source_set: SourceOptions = None,
+    open_set: OpenSet = None,
+    open_ratio: OpenRatio = None,
     picture: Annotated[
         Optional[Path], typer.Option(help="Write FILE.png: domains and labels over the steps.")
     ] = None,
@@ -267,15 +294,17 @@ def describe(
         made = streams.create(
             stream,
             setting=setting or "continual",
-            severity=_integers("severity", severity) or 5,
-            corruptions=tuple(_split([corruptions])) if corruptions else None,
+            severity=read_integers("severity", severity) or 5,
+            corruptions=tuple(read_split([corruptions])) if corruptions else None,
             num_examples=num_examples,
             batch_size=default_batch_size(stream) if batch_size is None else batch_size,
             seed=seed,
             data_dir=data_dir,
-            setting_options=_pairs(setting_set),
+            setting_options=read_pairs(setting_set),
             order=order or "default",
-            source_options={"subset": subset} if subset else None,
+            source_options=source_options(subset, read_pairs(source_set, "--source-set")),
+            open_set=open_set,
+            open_ratio=1.0 if open_ratio is None else open_ratio,
         )
         if picture is not None:
             from streams.picture import save_png
@@ -310,45 +339,24 @@ def pretrain(
             typer.echo(f"{key}: {value}")
 
 
-def _split(values: list[str]) -> list[str]:
-    names = [part.strip() for value in values for part in value.split(",") if part.strip()]
-    if not names:
-        raise UsageError("an empty list of names was given")
-    return list(dict.fromkeys(names))
+@new_app.command("adapter")
+def new_adapter(
+    name: Annotated[str, typer.Argument(help="Name of the method: lower case, digits, '-'.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets the package's folder.")] = Path(),
+) -> None:
+    """Write a package with a method that runs, its entry point and its tests.
 
+    Try:
 
-def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--{name}={text!r}: expected integers separated by commas") from None
+      tta-bench new adapter my-method && pip install -e tta-my-method
 
+      tta-bench run -m my-method -s fashion-mnist-c --num-examples 500
+    """
+    with _errors():
+        from benchmarks.new import new_adapter as write
 
-def _pairs(pairs: list[str] | None) -> dict[str, str] | None:
-    if pairs is None:
-        return None
-    read = [pair.partition("=") for pair in pairs]
-    for pair, (key, equals, _) in zip(pairs, read, strict=True):
-        if not equals or not key:
-            raise UsageError(f"--setting-set {pair!r}: expected key=value")
-    return {key: value for key, _, value in read}
-
-
-def _options(pairs: list[str], methods: list[str]) -> dict[str, dict[str, str]]:
-    """``--set`` by method: ``key=value`` goes to all, ``method.key=value`` to one."""
-    made: dict[str, dict[str, str]] = {name: {} for name in methods}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--set {pair!r}: expected key=value")
-        owner, dot, field = key.rpartition(".")
-        if dot and owner not in made:
-            raise UsageError(f"--set {pair!r}: {owner!r} is not among the methods of this run")
-        for name in [owner] if dot else methods:
-            made[name][field if dot else key] = value
-    return made
+        for path in write(name, out):
+            typer.echo(path)
 
 
 @contextmanager
@@ -362,6 +370,17 @@ def _errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("tta-bench: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _left_out(method: str, may: bool) -> Iterator[None]:
+    """A method that a pattern brought in and that does not fit is left out with its reason."""
+    try:
+        yield
+    except AdapterError as error:
+        if not may:
+            raise
+        typer.echo(f"left out {method}: {error}", err=True)
 
 
 def main() -> None:

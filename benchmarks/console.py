@@ -49,15 +49,25 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for key in domains:
         table.add_row(key.removeprefix(DOMAIN_PREFIX), *(_number(row.get(key)) for row in rows))
     table.add_section()
+    rounds = rows[0].get("round_error_pct") or ()
+    visits = {"visit 1": "first_visit_error_pct", f"visit {len(rounds)}": "last_visit_error_pct"}
     lines = {
-        "mean": "error_pct",
+        **(visits if rounds else {}),
+        f"mean of {len(rounds)} visits" if rounds else "mean": "error_pct",
         "source model": "source_error_pct",
         "clean, after": "clean_error_pct",
         "clean, source": "source_clean_error_pct",
+        "AUROC, confidence": "auroc_pct",
+        "FPR at 95 %": "fpr95_pct",
+        "AUROC, energy": "auroc_energy_pct",
+        "FPR at 95 %, energy": "fpr95_energy_pct",
+        "H-score": "h_score_pct",
         "images/s": "images_per_second",
     }
+    optional = {"auroc_pct", "fpr95_pct", "auroc_energy_pct", "fpr95_energy_pct", "h_score_pct"}
     for title, key in lines.items():
-        table.add_row(title, *(_number(row[key]) for row in rows))
+        if key not in optional or any(row.get(key) is not None for row in rows):
+            table.add_row(title, *(_number(row.get(key)) for row in rows))
     _show(f"error % on {rows[0]['protocol']}, {rows[0]['backbone']}", table)
 
 

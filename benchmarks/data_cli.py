@@ -1,4 +1,4 @@
-"""``tta-bench data``: what data is there, fetch it, check it, generate it."""
+"""``tta-bench data``: what data is there, fetch it, check it, generate it, measure matrices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from benchmarks.errors import UsageError
 from streams.errors import StreamError
+from tta.errors import AdapterError
 
 app = typer.Typer(
     help="Data: what is there, fetch it, check it, generate it.",
@@ -212,6 +213,60 @@ def generate(
             typer.echo(f"{folder}: {len(made['files'])} files, {made['images']} images, generated")
 
 
+@app.command("ccc-matrix")
+def ccc_matrix(
+    stream: Annotated[str, typer.Argument(help="ccc, fashion-mnist-ccc or cifar10-ccc.")],
+    backbone: Annotated[str, typer.Option(help="The model; see 'tta-bench list backbones'.")],
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="Weights file of the backbone.")
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images behind each of the 441 cells of a pair.")
+    ] = 100,
+    level: Annotated[str, typer.Option(help="Whose pairs: easy, medium or hard.")] = "medium",
+    noises: Annotated[
+        str, typer.Option(help="Corruptions, separated by commas, instead of the level's.")
+    ] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 100,
+    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    data_dir: DataDir = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure the accuracy matrices that CCC's paths are found in, once for each model.
+
+    Counts are kept in the cache folder; the same command after a kill goes on with the next row of
+    21 cells, and another level measures what is missing. A pair costs 441 x IMAGES forwards: 182
+    pairs for easy, 156 for medium, 12 for hard.
+
+    Try:
+
+      tta-bench data ccc-matrix fashion-mnist-ccc --backbone fashion-resnet --level hard
+    """
+    with _errors():
+        from benchmarks.ccc_matrix import measure
+
+        with _bars() as watch:
+            made = measure(
+                stream,
+                backbone,
+                checkpoint=checkpoint,
+                data_dir=data_dir,
+                images=images,
+                level=level,
+                noises=noises,
+                batch_size=batch_size,
+                device=device,
+                progress=watch(f"{stream} {backbone}"),
+            )
+        if as_json:
+            typer.echo(json.dumps(made, indent=2))
+            return
+        typer.echo(
+            f"{made['folder']}: {made['pairs']} pairs of {made['backbone']}, {images} images a "
+            f"cell, {made['forwards']} forwards in this call"
+        )
+
+
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -246,7 +301,7 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, Optional[int]], None]]]:
 
         def watch(title: str) -> Callable[[int, Optional[int]], None]:
             unit: Mapping[str, Any] = {"unit": "B", "unit_scale": True}
-            unit = {"unit": "image"} if title.endswith(".npy") else unit
+            unit = {"unit": "image"} if title.endswith(".npy") or "ccc " in title else unit
             bar = stack.enter_context(tqdm(desc=title, disable=None, dynamic_ncols=True, **unit))
 
             def advance(done: int, total: Optional[int]) -> None:
@@ -263,7 +318,7 @@ def _errors() -> Iterator[None]:
     """One clear line and exit status 2 for what the user can correct; a traceback for the rest."""
     try:
         yield
-    except (UsageError, StreamError) as error:
+    except (UsageError, StreamError, AdapterError) as error:
         typer.echo(f"tta-bench: error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

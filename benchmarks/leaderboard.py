@@ -19,6 +19,11 @@ _MEANS = (
     "source_error_pct",
     "clean_error_pct",
     "source_clean_error_pct",
+    "first_visit_error_pct",
+    "last_visit_error_pct",
+    "auroc_pct",
+    "fpr95_pct",
+    "h_score_pct",
     "ece_pct",
     "nll",
     "brier",
@@ -37,6 +42,9 @@ _FACTS = (
     "num_samples",
     "reset_policy",
     "predicts",
+    "norm",
+    "window",
+    "source_data",
     "weights",
     "normalisation",
     "device",
@@ -59,14 +67,15 @@ def leaderboard(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         results: Rows of ``result.json``. Runs that differ in their seed alone become one row.
 
     Returns:
-        One row per (group, method, config): ``rank``, ``method``, mean and sample standard
-        deviation of the error over ``seeds`` runs, means of the other metrics, one
-        ``error_pct_<domain>`` column per domain, then what explains the numbers.
+        One row per (group, method, config, norm, window, source data): ``rank``, ``method``, mean
+        and sample standard deviation of the error over ``seeds`` runs, means of the other metrics,
+        one ``error_pct_<domain>`` column per domain, then what explains the numbers.
     """
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
     for result in results:
         group = tuple(result[key] for key in GROUP)
-        entry = (result["method"], _without_seed(result["config"]))
+        variant = (result.get("norm"), result.get("window"), result.get("source_data"))
+        entry = (result["method"], _without_seed(result["config"]), variant)
         groups.setdefault(group, {}).setdefault(entry, []).append(result)
     rows = []
     for _, entries in sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))):
@@ -145,14 +154,15 @@ def error_cell(row: Row) -> str:
 def _row(runs: Sequence[Mapping[str, Any]]) -> Row:
     first = runs[0]
     errors = [run["error_pct"] for run in runs]
-    facts = {key: first[key] for key in _FACTS} | {"config": _without_seed(first["config"])}
+    facts = {key: first.get(key) for key in _FACTS} | {"config": _without_seed(first["config"])}
     domains = [k for k in first if k.startswith(DOMAIN_PREFIX) and k not in LEADING]
     return {
         "method": first["method"],
         "error_pct": statistics.fmean(errors),
         "error_pct_std": statistics.stdev(errors) if len(errors) > 1 else None,
         "seeds": len(runs),
-        **{key: _mean([run[key] for run in runs]) for key in (*_MEANS, *domains)},
+        # Rows of earlier versions lack what was added since.
+        **{key: _mean([run.get(key) for run in runs]) for key in (*_MEANS, *domains)},
         **{key: first[key] for key in GROUP},
         **facts,
     }

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streams.types import Batch, Domain
+from streams.types import UNKNOWN, Batch, Domain
 from tta import losses
 
 ECE_BINS = 15
@@ -23,10 +23,12 @@ def step_rows(
     domains: Sequence[Domain],
     report: Mapping[str, float],
     seconds: float,
+    visits: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of one step: one, or one per domain where the batch is mixed.
+    """Rows of one step: one, or one for each visit and domain that the batch holds.
 
-    A prediction with NaN or infinity counts as an error and is left out of the other sums.
+    A prediction with NaN or infinity counts as an error and is left out of the other sums. Images
+    of unknown classes are counted as such and in nothing else.
 
     Args:
         batch: The batch; its labels are used here and nowhere else.
@@ -34,35 +36,43 @@ def step_rows(
         domains: Domains of the stream.
         report: The adapter's report; costs stand in the first row of the step.
         seconds: Wall time of the adapter's step.
+        visits: Number of the visit of each sample ``(B,)``; ``None`` where each domain comes once.
     """
     logits = logits.detach().double().cpu()
+    known = batch.y != UNKNOWN
     finite = logits.isfinite().all(1)
     safe = torch.where(finite[:, None], logits, torch.zeros((), dtype=logits.dtype))
     probabilities = safe.softmax(1)
     confidence, predicted = probabilities.max(1)
     correct = (predicted == batch.y) & finite
-    target = torch.nn.functional.one_hot(batch.y, logits.shape[1])
+    labels = batch.y.clamp(min=0)
+    target = torch.nn.functional.one_hot(labels, logits.shape[1])
     columns = {
         "entropy": losses.entropy(safe),
         "confidence": confidence,
-        "nll": torch.nn.functional.cross_entropy(safe, batch.y, reduction="none"),
+        "nll": torch.nn.functional.cross_entropy(safe, labels, reduction="none"),
         "brier": (probabilities - target).square().sum(1),
     }
     bins = (confidence * ECE_BINS).long().clamp(max=ECE_BINS - 1)
     rows: list[dict[str, Any]] = []
-    for domain_id in torch.unique(batch.domain_ids).tolist():
-        here = batch.domain_ids == domain_id
+    for visit, domain_id in _parts(batch, visits):
+        inside = batch.domain_ids == domain_id
+        if visits is not None:
+            inside = inside & torch.from_numpy(visits == visit)
+        here = inside & known
         kept = here & finite
         used = int(kept.sum())
-        row = {
+        row: dict[str, Any] = {
             "step": batch.step,
             "domain": domains[domain_id].name,
             "severity": domains[domain_id].severity,
+            "visit": visit,
             "n": int(here.sum()),
+            "unknown": int((inside & ~known).sum()),
             "correct": int((correct & here).sum()),
             "non_finite": int((here & ~finite).sum()),
         }
-        row["error_pct"] = 100 * (1 - row["correct"] / row["n"])
+        row["error_pct"] = 100 * (1 - row["correct"] / row["n"]) if row["n"] else None
         for name, values in columns.items():
             row[name] = float(values[kept].mean()) if used else 0.0
         row["ece_count"] = torch.bincount(bins[kept], minlength=ECE_BINS).tolist()
@@ -81,6 +91,14 @@ def step_rows(
     return rows
 
 
+def _parts(batch: Batch, visits: NDArray[np.int64] | None) -> list[tuple[int | None, int]]:
+    """Visits and domains of a batch, ascending."""
+    ids: list[int] = batch.domain_ids.tolist()
+    if visits is None:
+        return [(None, domain_id) for domain_id in sorted(set(ids))]
+    return sorted(set(zip(visits.tolist(), ids, strict=True)))
+
+
 def summarise(table: Table, domains: Sequence[Domain]) -> dict[str, Any]:
     """The metrics of a run from the columns of its rows.
 
@@ -89,11 +107,12 @@ def summarise(table: Table, domains: Sequence[Domain]) -> dict[str, Any]:
     """
     n, correct = table["n"].astype(np.int64), table["correct"].astype(np.int64)
     used = n - table["non_finite"].astype(np.int64)
-    total = int(n.sum())
+    unknown = int(table["unknown"].sum())
+    total = int(n.sum()) + unknown
     errors = {}
     for domain in domains:
         here = table["domain"] == domain.name
-        if not here.any():
+        if not n[here].any():
             continue  # a setting may leave a domain out
         errors[domain.name] = 100 * (1 - float(correct[here].sum() / n[here].sum()))
     selected = table["selected_fraction"].astype(np.float64)
@@ -104,6 +123,7 @@ def summarise(table: Table, domains: Sequence[Domain]) -> dict[str, Any]:
         "error_pct": float(np.mean(list(errors.values()))),
         "worst_domain": max(errors, key=lambda name: errors[name]),
         "num_samples": total,
+        "num_unknown": unknown,
         "num_steps": int(table["step"].max()) + 1,
         "non_finite": int(table["non_finite"].sum()),
         "nll": _mean(table["nll"], used),
@@ -114,8 +134,46 @@ def summarise(table: Table, domains: Sequence[Domain]) -> dict[str, Any]:
         "forwards_per_image": float(table["forwards"].sum() / total),
         "backwards_per_image": float(table["backwards"].sum() / total),
         "updates_refused": int(table["update_refused"].sum()),
+        **visit_errors(table),
         **{f"error_pct_{name}": error for name, error in errors.items()},
     }
+
+
+def visit_errors(table: Table) -> dict[str, Any]:
+    """Errors of the visits of a stream that comes to its domains again.
+
+    Returns:
+        ``visit_error_pct`` and ``visit_domain``, a value for each visit in the order of the stream;
+        ``round_error_pct``, the mean over the domains of their first, second, ... visits, where all
+        domains are visited equally often and at the same length; ``first_visit_error_pct`` and
+        ``last_visit_error_pct``, its ends. All are ``None`` where each domain comes once.
+    """
+    names = ("visit_error_pct", "visit_domain", "round_error_pct")
+    ends = ("first_visit_error_pct", "last_visit_error_pct")
+    given = table["visit"].astype(np.float64)
+    if np.isnan(given).all():
+        return dict.fromkeys((*names, *ends))
+    n = table["n"].astype(np.int64)
+    visits = given.astype(np.int64)[n > 0]
+    count = int(visits.max()) + 1
+    n, correct = n[n > 0], table["correct"].astype(np.int64)[n > 0]
+    sums = np.bincount(visits, n, count), np.bincount(visits, correct, count)
+    domains: list[str | None] = [None] * count
+    for visit, name in zip(visits.tolist(), table["domain"][table["n"] > 0], strict=True):
+        domains[visit] = name
+    errors = [100 * (1 - float(c / a)) if a else None for a, c in zip(*sums, strict=True)]
+    rounds: dict[str, list[float]] = {}
+    sizes: dict[str, list[float]] = {}
+    for name, error, size in zip(domains, errors, sums[0].tolist(), strict=True):
+        if name is not None and error is not None:
+            rounds.setdefault(name, []).append(error)
+            sizes.setdefault(name, []).append(size)
+    even = len({len(found) for found in rounds.values()}) == 1 and count > len(rounds)
+    # One sample may be missing: a setting leaves out a last batch of one.
+    even = even and all(max(found) - min(found) <= 1 for found in sizes.values())
+    means = [float(np.mean(part)) for part in zip(*rounds.values(), strict=True)] if even else None
+    ended = (means[0], means[-1]) if means else (None, None)
+    return dict(zip((*names, *ends), (errors, domains, means, *ended), strict=True))
 
 
 def _mean(values: NDArray[Any], weights: NDArray[Any]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.files import write_json
+from streams.cache import cache_dir
 from streams.errors import StreamError
-from streams.types import CLEAN, Batch, Stream
-
-
-def cache_dir() -> Path:
-    """Folder of what can be computed again: ``$TTA_BENCH_CACHE``, else the user's cache folder."""
-    if given := os.environ.get("TTA_BENCH_CACHE"):
-        return Path(given)
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("tta-bench"))
+from streams.types import CLEAN, UNKNOWN, Batch, Stream
 
 
 @dataclass
@@ -60,13 +51,23 @@ class SourceReference:
             pass  # absent or damaged: it is measured again
         return made
 
-    def add(self, batch: Batch, stream: Stream, device: str) -> None:
-        """Count the source model's hits on one batch, unless they are known."""
+    def add(self, batch: Batch, stream: Stream, device: str, logits: Tensor | None = None) -> None:
+        """Count the source model's hits on one batch, unless they are known.
+
+        Args:
+            batch: The batch.
+            stream: Its stream.
+            device: Where the model runs.
+            logits: The source model's logits ``(B, K)`` where the caller has them already.
+        """
         if self.known:
             return
-        hits = _hits(self.model, batch.x.to(device), batch.y)
+        if logits is None:
+            hits = _hits(self.model, batch.x.to(device), batch.y)
+        else:
+            hits = _correct(logits, batch.y)
         for domain_id in torch.unique(batch.domain_ids).tolist():
-            here = batch.domain_ids == domain_id
+            here = (batch.domain_ids == domain_id) & (batch.y != UNKNOWN)
             count = self.counts.setdefault(stream.domains[domain_id].name, [0, 0])
             count[0] += int(hits[here].sum())
             count[1] += int(here.sum())
@@ -83,8 +84,8 @@ class SourceReference:
             pass
 
     def error_pct(self) -> float:
-        """Mean of the domains' errors in percent."""
-        errors = [100 * (1 - correct / n) for correct, n in self.counts.values()]
+        """Mean of the domains' errors in percent, over known classes."""
+        errors = [100 * (1 - correct / n) for correct, n in self.counts.values() if n]
         return sum(errors) / len(errors)
 
 
@@ -104,6 +105,9 @@ def clean_counts(predict: Any, stream: Stream, device: str) -> list[int] | None:
 
 def _hits(predict: Any, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
-        logits = predict(x)
+        return _correct(predict(x), y)
+
+
+def _correct(logits: Tensor, y: Tensor) -> Tensor:
     hits: Tensor = (logits.argmax(1).cpu() == y) & logits.isfinite().all(1).cpu()
     return hits

@@ -19,8 +19,10 @@ import streams
 import tta
 from benchmarks import metrics
 from benchmarks.errors import UsageError
+from benchmarks.open_metrics import OpenScores
 from benchmarks.reference import SourceReference, clean_counts
 from benchmarks.results import SCHEMA_VERSION, RunFolder
+from benchmarks.source_data import clean_images, has_clean_images
 from benchmarks.spec import RunSpec
 from streams.feed import batches
 from streams.types import Stream
@@ -76,6 +78,8 @@ def prepare(spec: RunSpec) -> Prepared:
         setting_options=spec.setting_options,
         order=spec.order,
         source_options=spec.source_options,
+        open_set=spec.open_set,
+        open_ratio=spec.open_ratio,
     )
     backbone = load(
         spec.backbone,
@@ -95,9 +99,18 @@ def prepare(spec: RunSpec) -> Prepared:
     config = tta.adapter_config(spec.method).create(
         {k: tuple(v) if isinstance(v, list) else v for k, v in spec.config.items()}
     )
-    adapter = tta.wrap(backbone.model, spec.method, **config.to_dict())
-    if adapter.needs.source_data:
-        raise UsageError(f"{spec.method} needs source images, {spec.stream} has none to give")
+    adapter = tta.wrap(
+        backbone.model,
+        spec.method,
+        norm=spec.norm,
+        norm_options=spec.norm_options,
+        window=spec.window,
+        **config.to_dict(),
+    )
+    if adapter.needs.source_data and not has_clean_images(stream):
+        raise UsageError(
+            f"{spec.method} needs source images, {spec.stream} has no clean ones to give"
+        )
     run_id = spec.identity(backbone.weight_hash, stream.hash, _version("tta-bench"))
     return Prepared(spec, stream, backbone, adapter, run_id)
 
@@ -180,6 +193,7 @@ class _Loop:
             prepared.spec.device,
         )
         self.correct = self.total = 0
+        self.scores = OpenScores() if prepared.spec.open_set else None
 
     def run(self) -> dict[str, Any]:
         stream, adapter = self.prepared.stream, self.prepared.adapter
@@ -187,6 +201,8 @@ class _Loop:
         resets = set(stream.reset_steps)
         first = self._restore()
         saved = time.monotonic()
+        if adapter.needs.source_data and not adapter.source_fitted:
+            adapter.fit_source(clean_images(stream, self.prepared.spec.source_images, device))
         for batch in batches(stream.start_at(first), self.workers):
             if batch.step in resets:
                 adapter.reset()
@@ -194,21 +210,34 @@ class _Loop:
             started = _now(device)
             logits = adapter(x)
             seconds = _now(device) - started
-            rows = metrics.step_rows(batch, logits, stream.domains, adapter.report, seconds)
+            visits = stream.plan.visits(batch.step)
+            rows = metrics.step_rows(batch, logits, stream.domains, adapter.report, seconds, visits)
             self.folder.add(rows)
-            self.reference.add(batch, stream, device)
+            # The source method answers with the reference's own model: one forward serves both.
+            own = logits if self.prepared.spec.method == "source" else None
+            self.reference.add(batch, stream, device, own)
             self.correct += sum(row["correct"] for row in rows)
-            self.total += len(batch.y)
+            self.total += sum(row["n"] for row in rows)
+            if self.scores:
+                self.scores.add(batch, logits)
             if time.monotonic() - saved >= self.checkpoint_seconds:
                 self._save(batch.step + 1)
                 saved = time.monotonic()
             if self.progress:
-                error = 100 * (1 - self.correct / self.total)
+                error = 100 * (1 - self.correct / max(1, self.total))
                 self.progress(batch.step + 1, len(stream), error)
         self.reference.finish(stream, device)
         result = self._result(clean_counts(adapter.predict, stream, device))
         self.folder.finish(result)
         return result
+
+    def _source_data(self) -> str | None:
+        """What the method saw of the source, in words; ``None`` where it needs nothing."""
+        needs, limit = self.prepared.adapter.needs, self.prepared.spec.source_images
+        if not needs.source_data:
+            return None
+        labelled = "labelled " if needs.source_labels else ""
+        return f"first {limit} {labelled}clean images of the stream at most"
 
     def _save(self, step: int) -> None:
         self.folder.save(
@@ -218,6 +247,7 @@ class _Loop:
                 "reference": self.reference.counts,
                 "correct": self.correct,
                 "total": self.total,
+                "scores": self.scores.state() if self.scores else {},
             }
         )
 
@@ -227,6 +257,8 @@ class _Loop:
             return 0
         self.prepared.adapter.load_state_dict(state["adapter"])
         self.correct, self.total = state["correct"], state["total"]
+        if self.scores:
+            self.scores.restore(state["scores"])
         if not self.reference.known:
             self.reference.counts = state["reference"]
         return int(state["step"])
@@ -237,6 +269,7 @@ class _Loop:
         seconds = float(table["seconds"].sum())
         source_clean = self.reference.clean
         measured = metrics.summarise(table, stream.domains)
+        scores = self.scores or OpenScores()
         return {
             "schema_version": SCHEMA_VERSION,
             "run_id": self.prepared.run_id,
@@ -247,6 +280,8 @@ class _Loop:
             "backbone": backbone.name,
             "seed": spec.seed,
             **measured,
+            **scores.summarise(100 - measured["error_pct"]),
+            "open_set": spec.open_set,
             "source_error_pct": self.reference.error_pct(),
             "clean_error_pct": _error(clean),
             "source_clean_error_pct": _error(source_clean),
@@ -260,6 +295,9 @@ class _Loop:
             "stream_hash": stream.hash,
             "weights": backbone.weights,
             "weight_hash": backbone.weight_hash,
+            "source_data": self._source_data(),
+            "norm": spec.norm,
+            "window": spec.window,
             "normalisation": f"mean={backbone.mean} std={backbone.std}, inside the model",
             "device": _device_name(spec.device),
             "dtype": spec.dtype,

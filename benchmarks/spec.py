@@ -20,8 +20,19 @@ from streams.scan import scan
 _LOCAL = {"data_dir", "checkpoint"}
 _PROTOCOL_FIELDS = (
     *("corruptions", "severity", "batch_size", "shuffle", "num_examples"),
-    *("setting_options", "order", "source_options"),
+    *("setting_options", "order", "source_options", "open_set", "open_ratio"),
 )
+# Fields that came later: a run that leaves them alone keeps its identity.
+_LATER: dict[str, Any] = {
+    "open_set": None,
+    "open_ratio": 1.0,
+    "norm": None,
+    "norm_options": {},
+    "window": 1,
+    "source_images": 2000,
+}
+# Which of several matrices CCC walks over is said by provenance and hash of the stream.
+_NAMED_ELSEWHERE = "matrix"
 
 
 class RunSpec(BaseModel):
@@ -30,6 +41,10 @@ class RunSpec(BaseModel):
     Attributes:
         protocol: Id of the protocol, followed by ``+field=value`` for what differs from it.
         config: The method's options, complete: defaults, then the preset, then ``--set``.
+        norm: What takes the place of the BatchNorm layers (``tta.wrap``).
+        norm_options: Options of that layer.
+        window: Length of the sliding window for smaller batches (``tta.wrap``).
+        source_images: At most so many clean images for a method that needs source data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +60,12 @@ class RunSpec(BaseModel):
     setting_options: dict[str, float | int | str] = {}
     order: str = "default"
     source_options: dict[str, int | str | None] = {}
+    open_set: str | None = None
+    open_ratio: float = Field(default=1.0, gt=0)
+    norm: str | None = None
+    norm_options: dict[str, float | int | str] = {}
+    window: int = Field(default=1, ge=1)
+    source_images: int = Field(default=2000, ge=1)
     batch_size: int = Field(ge=1)
     shuffle: bool
     backbone: str
@@ -57,6 +78,8 @@ class RunSpec(BaseModel):
     def identity(self, *context: str) -> str:
         """Hex digest of all that fixes the numbers, local paths left out, and of ``context``."""
         fields = self.model_dump(mode="json", exclude=_LOCAL)
+        fields["source_options"].pop(_NAMED_ELSEWHERE, None)
+        fields = {k: v for k, v in fields.items() if k not in _LATER or v != _LATER[k]}
         text = json.dumps([fields, *context], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -74,6 +97,10 @@ def resolve(
     device: str = "cpu",
     dtype: str = "float32",
     data_dir: str | None = None,
+    norm: str | None = None,
+    norm_options: Mapping[str, Any] | None = None,
+    window: int = 1,
+    source_images: int = 2000,
     **overrides: Any,
 ) -> RunSpec:
     """A complete spec from a few words.
@@ -90,8 +117,13 @@ def resolve(
         device: Torch device.
         dtype: ``float32`` or ``float64``.
         data_dir: Folder of the data.
+        norm: As in ``tta.wrap``.
+        norm_options: As in ``tta.wrap``.
+        window: As in ``tta.wrap``.
+        source_images: At most so many clean images for a method that needs source data.
         **overrides: ``corruptions``, ``severity``, ``batch_size``, ``shuffle``, ``num_examples``,
-            ``setting_options``, ``order``, ``source_options``; ``None`` keeps the protocol's.
+            ``setting_options``, ``order``, ``source_options``, ``open_set``, ``open_ratio``;
+            ``None`` keeps the protocol's.
 
     Raises:
         UsageError: For a wrong name or value, with the nearest valid name.
@@ -99,12 +131,14 @@ def resolve(
     """
     import tta
 
-    base = _protocol(protocol, stream, setting)
+    base = _LATER | _protocol(protocol, stream, setting)
     if protocol is not None:
         stream, setting = base["stream"], base["setting"]
     given = {key: value for key, value in overrides.items() if value is not None}
     if unknown := sorted(set(given) - set(_PROTOCOL_FIELDS)):
         raise UsageError(f"unknown field {unknown[0]!r}; a run takes {', '.join(_PROTOCOL_FIELDS)}")
+    if "open_ratio" in given and not given.get("open_set", base["open_set"]):
+        raise UsageError("open_ratio has no effect without open_set: give both")
     if given.get("setting_options"):
         from streams.settings import changed_options
 
@@ -124,7 +158,7 @@ def resolve(
     fields = {key: changed.get(key, base[key]) for key in _PROTOCOL_FIELDS}
     try:
         return RunSpec(
-            protocol="+".join([base["id"], *(f"{k}={_plain(v)}" for k, v in changed.items())]),
+            protocol="+".join([base["id"], *_said(changed)]),
             method=method.replace("_", "-"),
             config=config.to_dict(),
             stream=stream,
@@ -135,6 +169,10 @@ def resolve(
             device=device,
             dtype=dtype,
             data_dir=data_dir,
+            norm=norm,
+            norm_options=dict(norm_options or {}),
+            window=window,
+            source_images=source_images,
             **fields,
         )
     except ValidationError as error:
@@ -143,7 +181,7 @@ def resolve(
 
 def default_batch_size(stream: str) -> int:
     """Batch size where no protocol says one: the literature's for the size of the images."""
-    return 64 if stream.startswith("imagenet") else 200
+    return 64 if stream.startswith("imagenet") or stream == "ccc" else 200
 
 
 def parse_options(config_type: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +248,16 @@ def _protocol(protocol: str | None, stream: str, setting: str | None) -> dict[st
         # The one that the stream's protocols use, where it has any.
         "backbone": next((p.backbone for p in protocols().values() if p.stream == stream), None),
     }
+
+
+def _said(changed: Mapping[str, Any]) -> list[str]:
+    """``field=value`` of what differs from a protocol."""
+    said = dict(changed)
+    if source := said.get("source_options"):
+        said["source_options"] = {k: v for k, v in source.items() if k != _NAMED_ELSEWHERE}
+        if not said["source_options"]:
+            del said["source_options"]
+    return [f"{key}={_plain(value)}" for key, value in said.items()]
 
 
 def _plain(value: Any) -> str:

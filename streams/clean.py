@@ -31,6 +31,8 @@ class CleanImages:
         digest: Hash of pixels and labels.
         ids: Image ids ``(N,)`` that key the corruptions; the positions where ``None``.
         facts: What else the provenance says of the images.
+        raw: One image ``(H, W, 3)`` uint8 by position, before it is resized and cropped; what
+            ``read`` gives where ``None``.
     """
 
     name: str
@@ -40,6 +42,7 @@ class CleanImages:
     digest: str
     ids: Ints | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    raw: Callable[[int], NDArray[np.uint8]] | None = None
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.num_classes, self.name)

@@ -48,6 +48,8 @@ def create(
     setting_options: Mapping[str, float | int | str] | None = None,
     order: str = "default",
     source_options: Mapping[str, Any] | None = None,
+    open_set: str | None = None,
+    open_ratio: float = 1.0,
 ) -> Stream:
     """Open a source of images and plan a stream over it; no image is read yet.
 
@@ -66,6 +68,9 @@ def create(
         order: Order of the corruptions, a name of ``streams.domain_orders.ORDERS``; the default is
             the standard order, or that of ``corruptions``.
         source_options: Options of the source, such as ``subset="robustbench-5k"`` of ImageNet-C.
+        open_set: Unknown images to mix in: ``held-out:0,3,7``, ``stream:NAME`` or ``noise``; see
+            ``streams.open_set.mix``.
+        open_ratio: Unknown images for each known one.
 
     Raises:
         StreamError: For a wrong name or value, or where the data is missing or damaged.
@@ -73,9 +78,8 @@ def create(
     module = _SOURCES.load(name)
     names = membership.default_names(module, corruptions)
     chosen = choose_domains(setting, names, severity, order)
-    folder = Path(data_dir) if data_dir is not None else None
-    source: ImageSource = module.open_source(folder, **_options_of(name, module, source_options))
-    return plan_stream(
+    source = open_stream_source(name, data_dir, source_options)
+    stream = plan_stream(
         name,
         source,
         membership.own_domains(source, chosen, setting),
@@ -87,6 +91,25 @@ def create(
         dtype=dtype,
         setting_options=setting_options,
     )
+    if open_set is None:
+        return stream
+    from streams.open_set import mix
+
+    return mix(stream, open_set, open_ratio, None if data_dir is None else Path(data_dir))
+
+
+def open_stream_source(
+    name: str, data_dir: Path | str | None = None, options: Mapping[str, Any] | None = None
+) -> ImageSource:
+    """The source of a stream.
+
+    Raises:
+        StreamError: For a wrong name or option, or where the data is missing or damaged.
+    """
+    module = _SOURCES.load(name)
+    folder = Path(data_dir) if data_dir is not None else None
+    made: ImageSource = module.open_source(folder, **_options_of(name, module, options))
+    return made
 
 
 def _options_of(
@@ -135,6 +158,9 @@ def plan_stream(
     for domain in domains:
         source.check(domain)
     options = settings.changed_options(setting, setting_options)
+    own_plan: Any = getattr(source, "plan", None)
+    if own_plan is not None and (setting != "continual" or options):
+        raise StreamError(f"{name} has an order of its own: leave the setting out, not {setting!r}")
     request = settings.Request(
         domains=tuple(domains),
         positions=membership.first_images(source, domains, count),
@@ -147,7 +173,11 @@ def plan_stream(
     return Stream(
         name=name,
         source=source,
-        plan=membership.restrict(settings.make_plan(setting, request), source, batch_size),
+        plan=(
+            membership.restrict(settings.make_plan(setting, request), source, batch_size)
+            if own_plan is None
+            else own_plan(request)
+        ),
         setting=setting,
         batch_size=batch_size,
         seed=seed,

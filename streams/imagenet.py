@@ -17,7 +17,13 @@ from streams.clean import CleanImages, check_labels
 from streams.errors import StreamError
 from streams.imagenet_classes import WHAT
 from streams.readers.class_folders import folders_of, list_classes
-from streams.readers.images import EVALUATION, SUFFIXES, DecodedImages, read_image
+from streams.readers.images import (
+    EVALUATION,
+    SUFFIXES,
+    DecodedImages,
+    Prepare,
+    read_image,
+)
 from streams.readers.label_list import read_validation_labels
 from streams.readers.parquet_shards import Shards, open_shards
 from streams.robustbench_bridge import imagenet_5k_list, imagenet_class_to_id
@@ -84,6 +90,7 @@ class Validation:
             read=self.read,
             digest=self.digest,
             ids=self.ids,
+            raw=self.raw,
             facts={
                 "images": str(len(self.labels)),
                 "subset": self.subset,
@@ -104,15 +111,23 @@ class Validation:
             out[row] = self._image(int(positions[row]))
         return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
 
-    def _image(self, position: int) -> NDArray[np.uint8]:
-        return self.cache.get(position, lambda: self._decode(position))
+    def raw(self, position: int) -> NDArray[np.uint8]:
+        """One image ``(H, W, 3)`` uint8 as it is stored.
 
-    def _decode(self, position: int) -> NDArray[np.uint8]:
+        Raises:
+            StreamError: If it is missing or damaged, with its path and position.
+        """
+        return self._decode(position, None)
+
+    def _image(self, position: int) -> NDArray[np.uint8]:
+        return self.cache.get(position, lambda: self._decode(position, EVALUATION))
+
+    def _decode(self, position: int, prepare: Prepare | None) -> NDArray[np.uint8]:
         if self.shards is None:
             path = self.root / self.files[position]
-            return read_image(path, EVALUATION, f"{path} (image {position})")
+            return read_image(path, prepare, f"{path} (image {position})")
         row = int(self.files[position])
-        return read_image(self.shards.read(row), EVALUATION, self.shards.where(row))
+        return read_image(self.shards.read(row), prepare, self.shards.where(row))
 
 
 def check_subset(subset: str) -> None:

@@ -3,7 +3,8 @@
 A source may have two members beside those of ``ImageSource``: ``domains(corruptions, severity)``
 answers what was asked for, and, where domains have different images, ``members(domain)`` gives the
 sorted positions of one. A source's module may have ``CORRUPTIONS``, its names where none is asked
-for.
+for. A source with an order of its own has ``plan(request)``, which stands for the setting's; one
+whose pixels depend on the place in the stream has ``images_at(positions, domain, samples)``.
 """
 
 from __future__ import annotations

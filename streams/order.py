@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from streams.types import Domain, Ints
+from streams.types import AnyInts, Domain, Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,9 @@ class Plan:
 
     Attributes:
         domains: The domains that ``domain_ids`` index.
-        positions: Position in the source of each sample ``(N,)``.
-        domain_ids: Domain of each sample ``(N,)``.
+        positions: Position in the source of each sample ``(N,)``; any width of integers, as long
+            streams keep 32 bits and less.
+        domain_ids: Domain of each sample ``(N,)``, likewise.
         offsets: First sample of each step, and ``N`` at the end ``(steps + 1,)``.
         reset_steps: Steps before which the adapter goes back to the source model.
         visit_starts: First sample of each visit, where a domain may be visited again; empty where
@@ -31,8 +32,8 @@ class Plan:
     """
 
     domains: tuple[Domain, ...]
-    positions: Ints
-    domain_ids: Ints
+    positions: AnyInts
+    domain_ids: AnyInts
     offsets: Ints
     reset_steps: tuple[int, ...] = ()
     visit_starts: tuple[int, ...] = ()
@@ -41,9 +42,22 @@ class Plan:
         return len(self.offsets) - 1
 
     def step(self, step: int) -> tuple[Ints, Ints]:
-        """Positions and domain ids ``(B,)`` of one step."""
-        part = slice(self.offsets[step], self.offsets[step + 1])
-        return self.positions[part], self.domain_ids[part]
+        """Positions and domain ids ``(B,)`` int64 of one step."""
+        part = self.samples(step)
+        wide = (self.positions[part], self.domain_ids[part])
+        return wide[0].astype(np.int64, copy=False), wide[1].astype(np.int64, copy=False)
+
+    def samples(self, step: int) -> slice:
+        """Places of one step's samples in the stream."""
+        return slice(int(self.offsets[step]), int(self.offsets[step + 1]))
+
+    def visits(self, step: int) -> Ints | None:
+        """Number ``(B,)`` of the visit of each sample; ``None`` where each domain comes once."""
+        if not self.visit_starts:
+            return None
+        part = self.samples(step)
+        starts = np.asarray(self.visit_starts)
+        return np.searchsorted(starts, np.arange(part.start, part.stop), side="right") - 1
 
     def digest(self, *context: str) -> str:
         """Hex SHA-256 of the plan and of ``context``."""
@@ -57,10 +71,11 @@ class Plan:
             made.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         return made.hexdigest()
 
-    def distinct_per_step(self, values: Ints) -> float:
+    def distinct_per_step(self, values: AnyInts) -> float:
         """Mean number of distinct values among the samples ``(N,)`` of a step."""
         steps = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        return len(np.unique(steps * (int(values.max()) + 1) + values)) / len(self)
+        low = int(values.min())  # labels of unknown classes are below 0
+        return len(np.unique(steps * (int(values.max()) - low + 1) + (values - low))) / len(self)
 
     def domain_table(self) -> Iterator[tuple[Domain, int, int]]:
         """Domain, number of samples and first step, in the order of appearance."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from streams.errors import StreamError
 from streams.order import Plan
-from streams.types import Ints, Stream
+from streams.types import UNKNOWN, AnyInts, Stream
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,9 @@ MAX_COLUMNS = 800
 MAX_NAMES = 40
 
 
-def shares(plan: Plan, values: Ints, kinds: int, columns: int = MAX_COLUMNS) -> NDArray[np.float64]:
+def shares(
+    plan: Plan, values: AnyInts, kinds: int, columns: int = MAX_COLUMNS
+) -> NDArray[np.float64]:
     """Share of each value over time.
 
     Args:
@@ -66,8 +68,11 @@ def save_png(stream: Stream, path: Path | str) -> Path:
     above, below = figure.subplots(2, 1, sharex=True)
     labels = stream.source.labels[plan.positions]
     classes = [str(number) for number in range(stream.num_classes)]
+    if (labels == UNKNOWN).any():
+        labels = np.where(labels == UNKNOWN, stream.num_classes, labels)
+        classes.append("unknown")
     _draw(above, shares(plan, plan.domain_ids, kinds), [d.name for d in plan.domains], plan)
-    _draw(below, shares(plan, labels, stream.num_classes), classes, plan)
+    _draw(below, shares(plan, labels, len(classes)), classes, plan)
     above.set_title(
         f"{stream.name}, {stream.setting}, batch size {stream.batch_size}, seed {stream.seed}"
     )

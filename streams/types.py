@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streams.order import Plan
 
 Ints = NDArray[np.int64]
+AnyInts = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,9 @@ class Domain:
     corruption: str
     severity: int
 
+
+UNKNOWN = -1
+"""Label of an image whose class is not among the known ones (``streams.open_set``)."""
 
 CLEAN = Domain(name="clean", corruption="none", severity=0)
 
@@ -62,7 +66,8 @@ class Batch:
 
     Attributes:
         x: Images ``(B, C, H, W)``, float32 (or the stream's dtype), in ``[0, 1]``.
-        y: Labels ``(B,)`` int64; for metrics alone, no adapter sees them.
+        y: Labels ``(B,)`` int64; for metrics alone, no adapter sees them. -1 where the class is
+            unknown, in an open set.
         domain: Name of the domain; ``"mixed"`` where the batch holds several.
         severity: Severity of the domain; 0 where it is clean or mixed.
         index: Image ids ``(B,)`` int64: with corruption and severity they determine the pixels.
@@ -149,15 +154,18 @@ class Stream:
         import torch
 
         positions, domain_ids = self.plan.step(step)
+        part = self.plan.samples(step)
+        samples = np.arange(part.start, part.stop)
         present = np.unique(domain_ids)
         one = len(present) == 1
         domain = self.domains[present[0]]
         if one:
-            pixels = self.source.images(positions, domain)
+            pixels = self._pixels(positions, domain, samples)
         else:
             parts = {int(d): np.flatnonzero(domain_ids == d) for d in present}
             made = {
-                d: self.source.images(positions[at], self.domains[d]) for d, at in parts.items()
+                d: self._pixels(positions[at], self.domains[d], samples[at])
+                for d, at in parts.items()
             }
             order = np.argsort(np.concatenate(list(parts.values())))
             pixels = torch.cat(list(made.values()))[torch.from_numpy(order)]
@@ -171,6 +179,16 @@ class Stream:
             domain_ids=torch.from_numpy(domain_ids),
         )
 
+    def _pixels(self, positions: Ints, domain: Domain, samples: Ints) -> Tensor:
+        """Images of a source, which may ask for their places ``(B,)`` in the stream."""
+        placed: Any = getattr(self.source, "images_at", None)
+        made: Tensor = (
+            self.source.images(positions, domain)
+            if placed is None
+            else placed(positions, domain, samples)
+        )
+        return made
+
     def clean_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The distinct images of the plan without corruption, in order: ``(x, y)`` pairs.
 
@@ -181,6 +199,7 @@ class Stream:
 
         self.source.check(CLEAN)
         positions = np.unique(self.plan.positions)
+        positions = positions[self.source.labels[positions] != UNKNOWN]
         for first in range(0, len(positions), self.batch_size):
             part = positions[first : first + self.batch_size]
             pixels = self.source.images(part, CLEAN)
@@ -218,6 +237,7 @@ class Stream:
         """The plan in plain values: sizes, domains, resets, labels, provenance, hash."""
         plan = self.plan
         labels = self.source.labels[plan.positions]
+        known = labels != UNKNOWN
         return {
             "stream": self.name,
             "setting": self.setting,
@@ -234,7 +254,8 @@ class Stream:
             "domains_per_step": plan.distinct_per_step(plan.domain_ids),
             "provenance": str(self.provenance),
             "hash": self.hash,
-            "labels": np.bincount(labels, minlength=self.num_classes).tolist(),
+            "labels": np.bincount(labels[known], minlength=self.num_classes).tolist(),
+            **({} if known.all() else {"unknown": int((~known).sum())}),
             "domains": [
                 {"name": d.name, "severity": d.severity, "samples": int(n), "first_step": first}
                 for d, n, first in plan.domain_table()

@@ -43,7 +43,7 @@ def refused(*arguments: str | Path) -> str:
 WRONG = {
     "method": ((*RUN[:2], "deyoo", *RUN[3:]), "did you mean 'deyo'"),
     "second method": ((*RUN, "--method", "tentt"), "did you mean 'tent'"),
-    "stream": ((*RUN[:4], "fashion-mnist-cc", *RUN[5:]), "did you mean 'fashion-mnist-c'"),
+    "stream": ((*RUN[:4], "fashion-mnst-c", *RUN[5:]), "did you mean 'fashion-mnist-c'"),
     "setting": ((*RUN, "--setting", "continuous"), "did you mean 'continual'"),
     "protocol": ((*RUN, "--protocol", "fashion-mnist-c-reset-v2"), "fashion-mnist-c-reset-v1"),
     "severity": ((*RUN, "--severity", "9"), "it must be 1, 2, 3, 4 or 5"),

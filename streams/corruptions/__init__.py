@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from streams.corruptions.names import CORRUPTIONS, EXTRA_CORRUPTIONS, GENERATOR_VERSION
 
 if TYPE_CHECKING:
-    from streams.corruptions.engine import corrupt, recompress
+    from streams.corruptions.engine import corrupt, corrupt_between, recompress
     from streams.corruptions.textures import frost_digest, frost_source
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "EXTRA_CORRUPTIONS",
     "GENERATOR_VERSION",
     "corrupt",
+    "corrupt_between",
     "frost_digest",
     "frost_source",
     "recompress",
@@ -27,6 +28,7 @@ __all__ = [
 
 _HOME = {
     "corrupt": "engine",
+    "corrupt_between": "engine",
     "frost_digest": "textures",
     "frost_source": "textures",
     "recompress": "engine",

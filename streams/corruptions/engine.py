@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from streams.corruptions.digital import through_jpeg
+from streams.corruptions.fractional import find_between
+from streams.corruptions.parameters import Level, Profile
 from streams.corruptions.registry import Job, find, find_level
 from streams.corruptions.rng import Draws
 from streams.corruptions.threads import share_out
@@ -61,8 +63,75 @@ def corrupt(
         >>> corrupt(images, "brightness", 5, ids=[0, 1]).float().mean().item()
         176.0
     """
-    function = find(name)
+    find(name)
     facts, level = find_level(profile, name, severity)
+    return _corrupted(images, name, severity, facts, level, ids, seed, threads)
+
+
+def corrupt_between(
+    images: Tensor,
+    name: str,
+    severity: float,
+    *,
+    ids: Sequence[int],
+    seed: int = 0,
+    profile: str = "cifar",
+    threads: int | None = None,
+) -> Tensor:
+    """Corrupt a batch of images at a severity that need not be an integer.
+
+    The definition is in :mod:`streams.corruptions.fractional`: parameters are interpolated linearly
+    between the rows of the table, and severity 0 is the image itself. At integers the pixels are
+    those of :func:`corrupt`; what they depend on is the same.
+
+    Args:
+        images: RGB images, uint8 ``(B, 3, H, W)``, any device.
+        name: One of ``CORRUPTIONS`` or ``EXTRA_CORRUPTIONS``.
+        severity: 0 to 5.
+        ids: As for :func:`corrupt`.
+        seed: As for :func:`corrupt`.
+        profile: As for :func:`corrupt`.
+        threads: As for :func:`corrupt`.
+
+    Returns:
+        uint8 ``(B, 3, H, W)`` on the device of ``images``; fractions are cut, not rounded.
+
+    Raises:
+        StreamError: As :func:`corrupt`, and for a severity outside 0 to 5.
+
+    Example:
+        >>> import torch
+        >>> from streams.corruptions import corrupt_between
+        >>> images = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
+        >>> [int(corrupt_between(images, "brightness", s, ids=[0]).max()) for s in (0, 0.5, 1)]
+        [100, 106, 112]
+    """
+    find(name)
+    if not isinstance(severity, bool) and severity == 0:
+        find_level(profile, name, 1)
+        _check(images)
+        return images.clone()
+    facts, level, share = find_between(profile, name, severity)
+    key = int(severity) if severity == int(severity) else float(severity)
+    made = _corrupted(images, name, key, facts, level, ids, seed, threads)
+    if share == 1:
+        return made
+    # Between the image and its severity 1; sums of multiples of the share, cut like all others.
+    mixed = images.float() + share * (made.float() - images.float())
+    return mixed.floor().to(torch.uint8)
+
+
+def _corrupted(
+    images: Tensor,
+    name: str,
+    severity: float,
+    facts: Profile,
+    level: Level,
+    ids: Sequence[int],
+    seed: int,
+    threads: int | None,
+) -> Tensor:
+    function = find(name)
     _check(images)
     if len(ids) != len(images):
         raise StreamError(f"ids must hold one id per image: {len(images)} images, {len(ids)} ids")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 _LEVELS = 1 << 16
 
 
-def stream_key(seed: int, image_id: int, name: str, severity: int) -> tuple[int, int]:
+def stream_key(seed: int, image_id: int, name: str, severity: float) -> tuple[int, int]:
     """Mix what identifies a sample into two 64-bit words."""
     text = f"{seed}/{image_id}/{name}/{severity}".encode()
     digest = blake2b(text, digest_size=16).digest()
@@ -36,14 +36,14 @@ class Draws:
         seed: Seed of the stream.
         ids: Image ids, one per image of the batch.
         name: Corruption.
-        severity: 1 to 5.
+        severity: 1 to 5, or a float between the integers from 0 on.
         generation: Of the profile: 1 gives Philox streams, 2 gives SFC64 streams.
     """
 
     seed: int
     ids: Sequence[int]
     name: str
-    severity: int
+    severity: float
     generation: int = 1
 
     def __len__(self) -> int:

@@ -44,12 +44,12 @@ EVALUATION = Prepare(resize=256, height=224, width=224)
 """The usual evaluation of ImageNet models: shorter side 256, centre crop 224."""
 
 
-def read_image(source: Path | bytes, prepare: Prepare, where: str) -> NDArray[np.uint8]:
+def read_image(source: Path | bytes, prepare: Prepare | None, where: str) -> NDArray[np.uint8]:
     """Decode one image.
 
     Args:
         source: A file, or the encoded bytes.
-        prepare: Resize and crop.
+        prepare: Resize and crop; ``None`` takes the image whole, whatever its size.
         where: What to call the image in messages.
 
     Returns:
@@ -63,14 +63,15 @@ def read_image(source: Path | bytes, prepare: Prepare, where: str) -> NDArray[np
 
     try:
         with Pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            made = np.asarray(_prepared(image.convert("RGB"), prepare))
+            colours = image.convert("RGB")
+            made = np.asarray(colours if prepare is None else _prepared(colours, prepare))
     except FileNotFoundError:
         raise StreamError(f"{where} is missing; unpack the archive again") from None
     # Pillow raises the last three for damaged headers.
     except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:120]
         raise StreamError(f"{where} does not decode ({reason}); unpack it again") from error
-    if made.shape != (prepare.height, prepare.width, 3):
+    if prepare is not None and made.shape != (prepare.height, prepare.width, 3):
         raise StreamError(
             f"{where} is {made.shape[:2]}, expected {prepare.height}x{prepare.width}; "
             "it is not one of this data set"

@@ -1,0 +1,75 @@
+"""Options that several commands of ``tta-bench`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Names = Annotated[
+    list[str],
+    typer.Option(
+        "--method", "-m", help="Method(s): repeat, separate by commas, or a pattern: '*', 'norm*'."
+    ),
+]
+StreamName = Annotated[str, typer.Option("--stream", "-s", help="See 'tta-bench list streams'.")]
+Setting = Annotated[
+    Optional[str],
+    typer.Option(help="Order and reset policy: continual, reset, … see 'tta-bench list settings'."),
+]
+SettingOptions = Annotated[
+    Optional[list[str]],
+    typer.Option("--setting-set", help="Option of the setting, key=value; repeat."),
+]
+Order = Annotated[
+    Optional[str], typer.Option(help="Order of the corruptions: default, rotta, cotta0 …")
+]
+Severity = Annotated[Optional[str], typer.Option(help="1 to 5, one or several: 5 or 5,3.")]
+Corruption = Annotated[
+    Optional[str], typer.Option("--corruptions", help="Names, separated by commas, in order.")
+]
+NumExamples = Annotated[
+    Optional[int], typer.Option(help="First N images a domain; all by default.")
+]
+BatchSize = Annotated[Optional[int], typer.Option(help="Images a step; the protocol's by default.")]
+Subset = Annotated[Optional[str], typer.Option(help="ImageNet streams: full or robustbench-5k.")]
+DataDir = Annotated[
+    Optional[Path], typer.Option(help="Folder of the data; embedded streams need none.")
+]
+SourceOptions = Annotated[
+    Optional[list[str]],
+    typer.Option("--source-set", help="Option of the stream's source, key=value; repeat."),
+]
+OpenSet = Annotated[
+    Optional[str],
+    typer.Option(help="Mix in unknown classes: held-out:0,3,7, stream:NAME or noise."),
+]
+OpenRatio = Annotated[
+    Optional[float], typer.Option(help="Unknown images for each known one; 1 by default.")
+]
+Norm = Annotated[
+    Optional[str],
+    typer.Option(help="Put this layer in place of every BatchNorm: unmix-tns, iabn or robust."),
+]
+NormOptions = Annotated[
+    Optional[list[str]], typer.Option("--norm-set", help="Option of that layer, key=value; repeat.")
+]
+Window = Annotated[
+    int, typer.Option(help="Sliding window of images for smaller batches, as batch size 1.", min=1)
+]
+SourceImages = Annotated[
+    int, typer.Option(help="Clean images for methods that need source data, at most.", min=1)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def source_options(
+    subset: str | None, pairs: Mapping[str, str] | None
+) -> dict[str, int | str | None] | None:
+    """``--subset`` and ``--source-set`` as options of a source; whole numbers as such."""
+    made: dict[str, int | str | None] = {} if subset is None else {"subset": subset}
+    for key, value in (pairs or {}).items():
+        made[key] = int(value) if value.isdecimal() else value
+    return made or None

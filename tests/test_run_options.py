@@ -1,0 +1,122 @@
+"""What a run takes beside the stream: source images, layers in place of BatchNorm, a window."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tta
+from benchmarks import methods_page, resolve, run
+from benchmarks.cli import app
+
+SMALL = {"num_examples": 24, "batch_size": 8, "corruptions": ("fog",)}
+ROOT = Path(__file__).parents[1]
+# All images pass the filters of eata.
+LEARNING = {"fisher_weight": 1e5, "entropy_margin": 5.0, "redundancy_margin": 1.0, "lr": 1e-2}
+
+
+def invoke(*words: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, list(words))
+    return done.exit_code, done.stdout, done.stderr
+
+
+def small(*words: str) -> list[str]:
+    return ["-s", "fashion-mnist-c", "--num-examples", "24", "--corruptions", "fog", *words]
+
+
+def test_source_images_are_given_and_said(tmp_path: Path) -> None:
+    """A method that needs source images gets the clean ones, and their number moves its result."""
+    rows = [
+        run(
+            resolve("eata", "fashion-mnist-c", source_images=n, options=LEARNING, **SMALL), tmp_path
+        )
+        for n in (8, 16)
+    ]
+    said = [row["source_data"] for row in rows]
+    assert said == [f"first {n} clean images of the stream at most" for n in (8, 16)]
+    assert rows[0]["run_id"] != rows[1]["run_id"]
+    assert rows[0]["nll"] != rows[1]["nll"]
+    assert run(resolve("tent", "fashion-mnist-c", **SMALL), tmp_path)["source_data"] is None
+
+
+def test_a_stream_without_clean_images_has_none_to_give(tmp_path: Path) -> None:
+    import numpy as np
+
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "fog.npy", np.tile(images, (5, 1, 1, 1)))
+    np.save(tmp_path / "labels.npy", np.tile(np.arange(10) % 10, 5))
+    status, _, err = invoke(
+        *("run", "-m", "eata", "-s", "npy-folder", "--data-dir", str(tmp_path), "--severity", "5"),
+        *("--backbone", "fashion-resnet", "--corruptions", "fog", "--out", str(tmp_path / "out")),
+    )
+    assert status == 2
+    assert "eata needs source images" in err
+
+
+def test_another_norm_is_another_run(tmp_path: Path) -> None:
+    plain, other = (
+        run(resolve("tent", "fashion-mnist-c", norm=norm, **SMALL), tmp_path)
+        for norm in (None, "unmix-tns")
+    )
+    assert (plain["norm"], other["norm"]) == (None, "unmix-tns")
+    assert plain["run_id"] != other["run_id"]
+    assert plain["nll"] != other["nll"]
+    # The reference is the unadapted model with its own layers in both.
+    assert plain["source_error_pct"] == other["source_error_pct"]
+
+
+def test_options_of_the_layer_and_the_window(tmp_path: Path) -> None:
+    status, out, err = invoke(
+        *("run", "-m", "tent", *small("--batch-size", "1", "--window", "8")),
+        *("--norm", "unmix-tns", "--norm-set", "components=4", "--json", "--out", str(tmp_path)),
+    )
+    assert status == 0, err
+    row = json.loads(out)[0]
+    assert (row["window"], row["norm"]) == (8, "unmix-tns")
+    # One update of eight images for every eight images.
+    assert row["backwards_per_image"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--norm", "unmix"), "unmix"),
+        (("--norm", "unmix-tns", "--norm-set", "K"), "key=value"),
+        (("--norm-set", "components=3"), "norm"),
+        (("--norm", "unmix-tns", "--norm-set", "componets=3"), "componets"),
+        (("--norm", "unmix-tns", "--backbone", "fashion-resnet-gn"), "BatchNorm"),
+        (("--source-images", "0"), "source-images"),
+        (("--window", "0"), "window"),
+    ],
+)
+def test_bad_options_are_one_line(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    status, _, err = invoke("run", "-m", "tent", *small(*words), "--out", str(tmp_path / "out"))
+    assert status == 2
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pattern_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
+    status, out, err = invoke(
+        *("run", "-m", "nor*,so*", *small("--backbone", "fashion-resnet-gn")),
+        *("--json", "--out", str(tmp_path)),
+    )
+    assert status == 0
+    assert [row["method"] for row in json.loads(out)] == ["source"]
+    assert "left out norm" in err
+
+
+def test_a_named_method_must_fit(tmp_path: Path) -> None:
+    words = small("--backbone", "fashion-resnet-gn", "--out", str(tmp_path))
+    assert invoke("run", "-m", "nor*,norm", *words)[0] == 2
+    assert invoke("run", "-m", "nothing*", *words)[0] == 2
+    assert "can adapt" in invoke("run", "-m", "nor*", *words)[2]
+
+
+def test_the_page_of_the_methods_is_up_to_date() -> None:
+    written = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    assert written == methods_page.page(), "run: python -m benchmarks.methods_page docs/methods.md"
+    assert all(f"\n## {name}\n" in written for name in tta.list_adapters())
