@@ -22,7 +22,7 @@ from benchmarks.errors import UsageError
 from benchmarks.open_metrics import OpenScores
 from benchmarks.reference import SourceReference, clean_counts
 from benchmarks.results import SCHEMA_VERSION, RunFolder
-from benchmarks.source_data import clean_images, has_clean_images
+from benchmarks.source_data import fit_source, has_clean_images
 from benchmarks.spec import RunSpec
 from streams.feed import batches
 from streams.types import Stream
@@ -202,7 +202,7 @@ class _Loop:
         first = self._restore()
         saved = time.monotonic()
         if adapter.needs.source_data and not adapter.source_fitted:
-            adapter.fit_source(clean_images(stream, self.prepared.spec.source_images, device))
+            fit_source(adapter, self.prepared.spec, stream, self.prepared.backbone.weight_hash)
         for batch in batches(stream.start_at(first), self.workers):
             if batch.step in resets:
                 adapter.reset()

@@ -120,3 +120,23 @@ def test_the_page_of_the_methods_is_up_to_date() -> None:
     written = (ROOT / "docs" / "methods.md").read_text("utf-8")
     assert written == methods_page.page(), "run: python -m benchmarks.methods_page docs/methods.md"
     assert all(f"\n## {name}\n" in written for name in tta.list_adapters())
+
+
+@pytest.mark.parametrize("method", ["eata", "rmt", "petta", "adanpc"])
+def test_what_was_taken_from_the_source_is_kept(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run reads it from the cache, and ends with the same numbers."""
+    monkeypatch.setenv("TTA_BENCH_CACHE", str(tmp_path / "cache"))
+    spec = resolve(method, "fashion-mnist-c", source_images=16, **SMALL)
+    first = run(spec, tmp_path / "first")
+    (file,) = (tmp_path / "cache" / "fitted").iterdir()
+    stamp = file.stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(tta.Adapter, "fit_source", None)
+        second = run(spec, tmp_path / "second")
+    assert second["nll"] == first["nll"]
+    assert second["run_id"] == first["run_id"]
+    file.write_bytes(b"damaged")
+    assert run(spec, tmp_path / "third")["nll"] == first["nll"]
+    assert file.stat().st_mtime_ns > stamp

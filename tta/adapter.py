@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tta import norm_layers, optim, window
+from tta import fitting, norm_layers, optim, window
 from tta.config import AdapterConfig
 from tta.containers import map_tensors
 from tta.errors import AdapterError
@@ -101,6 +101,7 @@ class Adapter(nn.Module):
         self._optimizers: dict[str, dict[str, Any]] = {}
         self._mutable_modules: list[str] = []
         self._report: dict[str, Any] = {}
+        self._fitted: dict[str, Any] = {}
         model.eval().requires_grad_(False)
         self.add_state("num_steps", 0)
         self.add_state("source_fitted", False)
@@ -192,9 +193,30 @@ class Adapter(nn.Module):
         Raises:
             AdapterError: Without a batch, or without labels where the method needs them.
         """
+        before = self._snapshot()["tensors"]
+        given = fitting.checked(batches, self.name, self.needs.source_labels, self._check_input)
         with torch.inference_mode(False), torch.enable_grad():
-            self.fit(self._source_batches(batches))
+            self.fit(given)
         self.source_fitted = True
+        self._initial = self._snapshot()
+        now = self._initial["tensors"]
+        changed = {k: v for k, v in now.items() if k not in before or not v.equal(before[k])}
+        self._fitted = {**self._initial, "tensors": changed}
+
+    def source_state(self) -> dict[str, Any]:
+        """What ``fit_source`` left behind, for ``load_source_state`` of an adapter made alike.
+
+        Raises:
+            AdapterError: Before ``fit_source``.
+        """
+        if not self._fitted:
+            raise AdapterError(f"{self.name} has no source state: call fit_source(batches) first")
+        return copy.deepcopy(self._fitted)
+
+    def load_source_state(self, state: Mapping[str, Any]) -> None:
+        """Take the place of ``fit_source`` on a fresh adapter of the same model and config."""
+        self._fitted = copy.deepcopy(dict(state))
+        self._restore(self._fitted)
         self._initial = self._snapshot()
 
     @property
@@ -350,20 +372,6 @@ class Adapter(nn.Module):
                     if isinstance(value, Tensor) and key != "step":
                         moments[key] = fn(value)
         return self
-
-    def _source_batches(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> Iterator[Any]:
-        seen = False
-        for batch in batches:
-            x, y = (batch, None) if isinstance(batch, Tensor) else batch
-            self._check_input(x)
-            if self.needs.source_labels and y is None:
-                raise AdapterError(
-                    f"{self.name} needs labelled source data: pass pairs (images, labels)"
-                )
-            seen = True
-            yield (x, y) if self.needs.source_labels else x
-        if not seen:
-            raise AdapterError(f"{self.name} needs source data, got no batch")
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
