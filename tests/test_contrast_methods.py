@@ -191,6 +191,13 @@ def test_rmt_warm_up_raises_the_rate_and_is_what_reset_goes_back_to() -> None:
     assert next(iter(adapter.optimizer.state.values()))["step"] == 3
 
 
+def test_rmt_refuses_source_images_of_two_sizes() -> None:
+    adapter = tta.wrap(small_net(), "rmt", warm_up_images=0)
+    source = [(images(4), torch.arange(4)), (images(4)[..., :6], torch.arange(4))]
+    with pytest.raises(tta.AdapterError, match="one size"):
+        adapter.fit_source(source)
+
+
 def test_few_source_images_give_a_short_warm_up() -> None:
     options = {"warm_up_images": 50_000, "warm_up_passes": 2}
     for count, rounds in ((8, 2), (12, 3)):  # 16 and 24 images in batches of 8

@@ -49,6 +49,7 @@ from tta import (
 )
 from tta.adapter import Adapter, Needs
 from tta.config import param
+from tta.errors import AdapterError
 from tta.factory import adapters
 from tta.heads import Tap
 from tta.optim import GradientConfig
@@ -144,6 +145,8 @@ class RMT(Adapter):
             labels = memory.Reservoir(memory.Reservoir.empty(), config.replay_images)
             batches = self._keeping(batches, images, labels)
             self.prototypes = source.class_means(self._tap, self.model, batches)
+            if images.state["seen"] != labels.state["seen"]:  # the bank of images began anew
+                raise AdapterError("rmt keeps source images: they must all have one size")
             self.replay, self.replay_labels = images.images().clone(), labels.images().clone()
         else:
             self.prototypes = source.class_means(self._tap, self.model, batches)
