@@ -330,10 +330,9 @@ class Adapter(nn.Module):
 
     def _snapshot(self, tensors: bool = True) -> dict[str, Any]:
         """Independent copies of the mutable tensors, states and optimisers."""
+        kept = self._mutable_tensors() if tensors else ()
         return {
-            "tensors": {k: v.detach().clone() for k, v in self._mutable_tensors()}
-            if tensors
-            else {},
+            "tensors": {k: v.detach().clone() for k, v in kept},
             "states": {name: copy.deepcopy(getattr(self, name)) for name in self._states},
             "optimizers": {
                 name: copy.deepcopy(getattr(self, name).state_dict()) for name in self._optimizers

@@ -142,24 +142,30 @@ def _colour(x: Tensor, kind: str, factor: float) -> Tensor:
     if kind == "gamma":
         return x.clamp(1e-8, 1).pow(factor)
     if kind == "contrast":
-        mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True)
+        mean = gray(x).mean(dim=(1, 2, 3), keepdim=True)
         return torch.lerp(mean.expand_as(x), x, factor).clamp(0, 1)
     if x.shape[1] != 3:  # saturation and hue are those of a colour
         return x
     if kind == "saturation":
-        return torch.lerp(_gray(x).expand_as(x), x, factor).clamp(0, 1)
-    return _turn_hue(x, factor)
+        return torch.lerp(gray(x).expand_as(x), x, factor).clamp(0, 1)
+    return turn_hue(x, factor)
 
 
-def _gray(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
+    """Luma ``(B, 1, H, W)`` of RGB images; the mean where there are not three channels."""
     if x.shape[1] != 3:
         return x.mean(dim=1, keepdim=True)
     red, green, blue = x.unbind(1)
     return (_GRAY[0] * red + _GRAY[1] * green + _GRAY[2] * blue).unsqueeze(1)
 
 
-def _turn_hue(x: Tensor, turns: float) -> Tensor:
-    """Turn the hue of RGB images ``(B, 3, H, W)`` at constant value and saturation (HSV)."""
+def turn_hue(x: Tensor, turns: float | Tensor) -> Tensor:
+    """Turn the hue of RGB images at constant value and saturation (HSV).
+
+    Args:
+        x: ``(B, 3, H, W)`` in ``[0, 1]``.
+        turns: Full turns, one number or anything that broadcasts with ``(B, H, W)``.
+    """
     red, green, blue = x.unbind(1)
     value, low = x.amax(1), x.amin(1)
     chroma = value - low

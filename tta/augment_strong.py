@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tta.augment import _gray, _turn_hue
+from tta.augment import gray, turn_hue
 
 _BRIGHTNESS = _CONTRAST = _SATURATION = 0.4
 _HUE = 0.1
@@ -55,7 +55,7 @@ def strong(x: Tensor, generator: torch.Generator) -> Tensor:
     x = torch.where(_chance(x, generator, 0.8), jittered, x)
     colourless = _chance(x, generator, 0.2)
     if x.shape[1] == 3:
-        x = torch.where(colourless, _gray(x).expand_as(x), x)
+        x = torch.where(colourless, gray(x).expand_as(x), x)
     sigma = _uniform(x, generator, *_SIGMA)
     rows = (torch.rand(len(x), generator=generator) < 0.5).nonzero()[:, 0].to(x.device)
     x = x.index_copy(0, rows, _blur(x[rows], sigma[rows, 0, 0, 0]))
@@ -81,14 +81,14 @@ def _jitter(x: Tensor, generator: torch.Generator) -> Tensor:
         if kind == 0:
             x = (x * brightness).clamp(0, 1)
         elif kind == 1:
-            mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True)
+            mean = gray(x).mean(dim=(1, 2, 3), keepdim=True)
             x = torch.lerp(mean, x, contrast).clamp(0, 1)
         elif x.shape[1] != 3:  # saturation and hue are those of a colour
             continue
         elif kind == 2:
-            x = torch.lerp(_gray(x), x, saturation).clamp(0, 1)
+            x = torch.lerp(gray(x), x, saturation).clamp(0, 1)
         else:
-            x = _turn_hue(x, hue[:, 0])  # type: ignore[arg-type]
+            x = turn_hue(x, hue[:, 0])
     return x
 
 

@@ -71,7 +71,7 @@ class RMT(Adapter):
 
     needs = Needs(source_data=True, source_labels=True)
     check_options = (
-        {"warm_up_images": 24, "warm_up_batch": 8, "replay_images": 12, "projection_dim": 16},
+        {"warm_up_images": 16, "warm_up_batch": 8, "replay_images": 12, "projection_dim": 16},
         {"source_weight": 0.0, "warm_up_images": 0, "projection_dim": None, "parameters": "all"},
     )
 
