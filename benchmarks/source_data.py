@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def fit_source(adapter: tta.Adapter, spec: RunSpec, stream: Stream, weight_hash:
 def _file(spec: RunSpec, stream: Stream, weight_hash: str) -> Path:
     key: list[Any] = [weight_hash, stream.hash, str(stream.dtype), torch.__version__]
     key += [spec.method, spec.config, spec.norm, spec.norm_options, spec.window]
-    key += [spec.source_images, spec.batch_size, spec.device, STATE_VERSION]
+    # Another version of the code may compute another Fisher information or prototype.
+    key += [spec.source_images, spec.batch_size, spec.device, STATE_VERSION, version("tta-bench")]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return cache_dir() / "fitted" / f"{name}.pt"
 
