@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from tta.errors import AdapterError
 
-C = TypeVar("C", bound="AdapterConfig")
+C = TypeVar("C", bound="Config")
 _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "gt": ("above", operator.gt),
     "ge": ("at least", operator.ge),
@@ -39,15 +39,12 @@ def param(default: Any, doc: str, **bounds: float) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterConfig:
-    """What every adapter can be told; methods add their own fields.
+class Config:
+    """Options whose types and ranges are checked.
 
     Raises:
         AdapterError: At construction, for a wrong type or a value out of range.
     """
-
-    seed: int = param(0, "seed of every random draw of the method", ge=0)
-    episodic: bool = param(False, "reset to the source model before every batch")
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -79,6 +76,14 @@ class AdapterConfig:
     def to_dict(self) -> dict[str, Any]:
         """Field names and plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig(Config):
+    """What every adapter can be told; methods add their own fields."""
+
+    seed: int = param(0, "seed of every random draw of the method", ge=0)
+    episodic: bool = param(False, "reset to the source model before every batch")
 
 
 def did_you_mean(name: str, known: typing.Iterable[str]) -> str:

@@ -1,0 +1,1 @@
+"""One file is one strategy or plug-in, found by its name."""
