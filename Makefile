@@ -8,7 +8,7 @@ JOBS ?= auto
 # Images a corruption: 2,000 take about a minute on two quiet cores, all 10,000 about five.
 IMAGES ?= 2000
 
-.PHONY: bench test lint parity corruptions clean
+.PHONY: bench test slow lint parity corruptions clean
 
 bench: $(VENV)/.bench-installed
 	$(BIN)/tta-bench run --method source,norm,tent,deyo --stream fashion-mnist-c \
@@ -17,6 +17,10 @@ bench: $(VENV)/.bench-installed
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# The part of the suite that `make test` leaves out: further options of every method.
+slow: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import lru_cache, partial
+from typing import Any
 
 import pytest
 import timm
@@ -64,15 +65,18 @@ OF_EACH_VARIANT = {
 }
 
 
-def chosen_checks(method: str, backbone: str, dtype: str, executor) -> Iterator[checks.Check]:
-    """All checks of the first variant; of the others once, on the first model, in float64."""
-    cls = adapters.get(method)
-    for number, options in enumerate(cls.check_options):
-        if number and (dtype != "float64" or first_model(method) != backbone):
-            return
-        for check in checks.yield_checks(cls, cls.Config.create(options), executor=executor):
-            if not number or check.name in OF_EACH_VARIANT:
-                yield check
+def failures_of(
+    method: str, options: Mapping[str, Any], backbone: str, dtype: str, executor, names=None
+) -> list[str]:
+    """What does not hold of a method under options; ``names`` chooses the checks."""
+    cls, failures = adapters.get(method), []
+    for check in checks.yield_checks(cls, cls.Config.create(options), executor=executor):
+        if names is None or check.name in names:
+            try:
+                check(model(backbone, dtype), batches(dtype))
+            except AssertionError as error:
+                failures.append(f"{check.name}: {error}")
+    return failures
 
 
 @lru_cache
@@ -96,13 +100,20 @@ def test_conformance(method: str, backbone: str, dtype: str, executor) -> None:
         with pytest.raises(tta.AdapterError, match=r"\d+ (bn|gn|ln)"):
             tta.wrap(net, method)
         return
-    failures = []
-    for check in chosen_checks(method, backbone, dtype, executor):
-        try:
-            check(net, batches(dtype))
-        except AssertionError as error:
-            failures.append(f"{check.name}: {error}")
+    first = adapters.get(method).check_options[0]
+    failures = failures_of(method, first, backbone, dtype, executor)
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", tta.list_adapters())
+def test_conformance_of_every_branch(method: str, executor) -> None:
+    """Further options of each method, on the first model that it runs on."""
+    for options in adapters.get(method).check_options[1:]:
+        failures = failures_of(
+            method, options, first_model(method), "float64", executor, OF_EACH_VARIANT
+        )
+        assert not failures, f"{options}: " + "\n".join(failures)
 
 
 def test_a_broken_adapter_is_caught(executor) -> None:
