@@ -11,6 +11,8 @@ from tta.registry import Registry
 if TYPE_CHECKING:
     from tta.embedded import EmbeddedBackbone
 
+_STRATEGIES = "continual.strategies"
+
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Kind to name to one line."""
@@ -20,10 +22,16 @@ def catalogue() -> dict[str, dict[str, str]]:
     methods: Registry[type] = Registry("method", "tta.adapters", group="tta.adapters")
     sources = scan("streams.sources", "stream")
     settings = scan("streams.settings", "setting")
+    strategies: Registry[type] = Registry("strategy", _STRATEGIES, group=_STRATEGIES)
+    learning = scan("streams.learning", "learning stream")
+    arranged = scan("streams.learning_settings", "learning setting")
     return {
         "methods": {name: methods.summary(name) for name in methods.names()},
         "streams": {name: sources.summary(name) for name in sources.names()},
         "settings": {name: settings.summary(name) for name in settings.names()},
+        "strategies": {name: strategies.summary(name) for name in strategies.names()},
+        "learning-streams": {name: learning.summary(name) for name in learning.names()},
+        "learning-settings": {name: arranged.summary(name) for name in arranged.names()},
         "backbones": {
             **{name: _words(entry) for name, entry in EMBEDDED.items()},
             "efficientnet-lite0": "ImageNet, weights from the package index (extra 'imagenet')",
@@ -31,6 +39,9 @@ def catalogue() -> dict[str, dict[str, str]]:
             "torchvision:NAME": "torchvision's default weights",
             "robustbench:NAME@cifar10": "RobustBench's zoo, threat model corruptions",
             "cifar-resnet20": "CIFAR ResNet of any depth 6n + 2, with --checkpoint",
+            "mlp-100": "fresh, for learning streams: two hidden layers, any width",
+            "small-cnn": "fresh, for learning streams: three convolutions with BatchNorm",
+            "slim-resnet18-20": "fresh, for learning streams: ResNet-18, first stage of any width",
         },
         "corruptions": {
             **dict.fromkeys(CORRUPTIONS, "standard"),

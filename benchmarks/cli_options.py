@@ -11,10 +11,18 @@ import typer
 Names = Annotated[
     list[str],
     typer.Option(
-        "--method", "-m", help="Method(s): repeat, separate by commas, or a pattern: '*', 'norm*'."
+        "--method",
+        "-m",
+        help="Method(s): repeat, separate by commas, or a pattern: '*', 'norm*'. On a learning "
+        "stream strategies and an adapter joined by '+', or an Avalanche path.",
     ),
 ]
-StreamName = Annotated[str, typer.Option("--stream", "-s", help="See 'tta-bench list streams'.")]
+StreamName = Annotated[
+    str,
+    typer.Option(
+        "--stream", "-s", help="See 'tta-bench list streams' and 'list learning-streams'."
+    ),
+]
 Setting = Annotated[
     Optional[str],
     typer.Option(help="Order and reset policy: continual, reset, … see 'tta-bench list settings'."),
@@ -31,7 +39,8 @@ Corruption = Annotated[
     Optional[str], typer.Option("--corruptions", help="Names, separated by commas, in order.")
 ]
 NumExamples = Annotated[
-    Optional[int], typer.Option(help="First N images a domain; all by default.")
+    Optional[int],
+    typer.Option(help="First N images a domain, or training images a task; all by default."),
 ]
 BatchSize = Annotated[Optional[int], typer.Option(help="Images a step; the protocol's by default.")]
 Subset = Annotated[Optional[str], typer.Option(help="ImageNet streams: full or robustbench-5k.")]
@@ -61,6 +70,20 @@ Window = Annotated[
 ]
 SourceImages = Annotated[
     int, typer.Option(help="Clean images for methods that need source data, at most.", min=1)
+]
+NumTasks = Annotated[
+    Optional[int], typer.Option(help="Learning streams: number of tasks; the stream's by default.")
+]
+EvalEvery = Annotated[
+    Optional[int],
+    typer.Option(help="Learning streams: training steps between looks at all tests; 0: at ends."),
+]
+Carry = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--carry/--no-carry",
+        help="Learning streams: go on learning from the weights that an adapter left.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 

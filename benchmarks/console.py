@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.leaderboard import DOMAIN_PREFIX, by_group, error_cell
+from benchmarks.leaderboard import DOMAIN_PREFIX, by_group, error_cell, group_columns
 from benchmarks.runner import Progress
 
 
@@ -41,13 +41,13 @@ def progress_bar(title: str) -> Iterator[Progress]:
 def results_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Domains down, runs across, the mean and the references last."""
     several = len({row["seed"] for row in rows}) > 1
-    table = _table()
+    table = new_table()
     table.add_column("domain")
     for row in rows:
         table.add_column(row["method"] + (f" s{row['seed']}" if several else ""), justify="right")
     domains = [key for key in rows[0] if key.startswith(DOMAIN_PREFIX)]
     for key in domains:
-        table.add_row(key.removeprefix(DOMAIN_PREFIX), *(_number(row.get(key)) for row in rows))
+        table.add_row(key.removeprefix(DOMAIN_PREFIX), *(number(row.get(key)) for row in rows))
     table.add_section()
     rounds = rows[0].get("round_error_pct") or ()
     visits = {"visit 1": "first_visit_error_pct", f"visit {len(rounds)}": "last_visit_error_pct"}
@@ -67,16 +67,16 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> None:
     optional = {"auroc_pct", "fpr95_pct", "auroc_energy_pct", "fpr95_energy_pct", "h_score_pct"}
     for title, key in lines.items():
         if key not in optional or any(row.get(key) is not None for row in rows):
-            table.add_row(title, *(_number(row.get(key)) for row in rows))
-    _show(f"error % on {rows[0]['protocol']}, {rows[0]['backbone']}", table)
+            table.add_row(title, *(number(row.get(key)) for row in rows))
+    show(f"error % on {rows[0]['protocol']}, {rows[0]['backbone']}", table)
 
 
 def leaderboard_table(rows: Sequence[dict[str, Any]]) -> None:
     """A ranking per group."""
     for title, group in by_group(rows):
-        table = _table()
-        heads = ("rank", "method", "error %", "seeds", "source %", "clean %", "ECE %", "s/1k")
-        for head in heads:
+        table = new_table()
+        shown = {**group_columns(group), "ECE %": "ece_pct", "s/1k": "seconds_per_1k"}
+        for head in ("rank", "method", "error %", "seeds", *shown):
             table.add_column(head, justify="left" if head == "method" else "right")
         for row in group:
             table.add_row(
@@ -84,12 +84,9 @@ def leaderboard_table(rows: Sequence[dict[str, Any]]) -> None:
                 row["method"],
                 error_cell(row),
                 str(row["seeds"]),
-                *(
-                    _number(row[key])
-                    for key in ("source_error_pct", "clean_error_pct", "ece_pct", "seconds_per_1k")
-                ),
+                *(number(row.get(key)) for key in shown.values()),
             )
-        _show(title, table)
+        show(title, table)
 
 
 def show_stream(plan: Mapping[str, Any], as_json: bool) -> None:
@@ -100,13 +97,13 @@ def show_stream(plan: Mapping[str, Any], as_json: bool) -> None:
     for key, value in plan.items():
         if key != "domains":
             print(f"{key}: {value}")
-    table = _table()
+    table = new_table()
     for head in ("first step", "domain", "severity", "samples"):
         table.add_column(head, justify="left" if head == "domain" else "right")
     for domain in plan["domains"]:
         cells = (domain["first_step"], domain["name"], domain["severity"], domain["samples"])
         table.add_row(*map(str, cells))
-    _show("domains in the order of the stream", table)
+    show("domains in the order of the stream", table)
 
 
 def show_method(name: str, as_json: bool) -> None:
@@ -125,19 +122,20 @@ def show_method(name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(options, indent=2))
         return
-    table = _table()
+    table = new_table()
     for head in ("option", "default", "meaning"):
         table.add_column(head)
     for option in options:
         table.add_row(option["option"], str(option["default"]), option["meaning"])
-    _show(f"options of {name} (--set option=value)", table)
+    show(f"options of {name} (--set option=value)", table)
 
 
-def _table() -> Table:
+def new_table() -> Table:
+    """An empty table in the house's style."""
     return Table(box=box.SIMPLE, show_edge=False)
 
 
-def _show(title: str, table: Table) -> None:
+def show(title: str, table: Table) -> None:
     """Title and table on standard output; in a file or pipe nothing is folded."""
     console = Console()
     if not console.is_terminal:
@@ -147,5 +145,6 @@ def _show(title: str, table: Table) -> None:
     console.print(table)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Two decimals; empty where there is no value."""
     return "" if value is None else f"{value:.2f}"

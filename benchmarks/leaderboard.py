@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 
 from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write
+from benchmarks.forget_results import FORGET
+from continual.metrics import FORMS, METRICS
 
 # What must be equal for two numbers to stand in one ranking.
 GROUP = ("protocol", "backbone", "weight_hash", "provenance", "dtype")
+BY_SEED = "by seed"
+_PERMUTED = re.compile(r"(permutations=[^,]*), seed=\d+")
 DOMAIN_PREFIX = "error_pct_"
 _MEANS = (
     "source_error_pct",
@@ -54,6 +59,12 @@ _FACTS = (
     "version_timm",
     "version_numpy",
 )
+# Of learning streams; as columns where a row has them.
+LEARNING = (
+    *(f"{form}_{metric}_pct" for form in FORMS for metric in METRICS),
+    *FORGET,
+    *("online_error_pct", "segment_error_pct", "worst_segment_error_pct", "recovery_steps"),
+)
 LEADING = ("rank", "method", "error_pct", "error_pct_std", "seeds", *_MEANS)
 TRAILING = (*GROUP, *_FACTS)
 
@@ -73,7 +84,7 @@ def leaderboard(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
     for result in results:
-        group = tuple(result[key] for key in GROUP)
+        group = tuple(_shared(result).values())
         variant = (result.get("norm"), result.get("window"), result.get("source_data"))
         entry = (result["method"], _without_seed(result["config"]), variant)
         groups.setdefault(group, {}).setdefault(entry, []).append(result)
@@ -86,11 +97,12 @@ def leaderboard(results: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Column names: the leading ones, the domains in their order, the trailing ones."""
+    """Column names: the leading ones, those of learning, the domains, the trailing ones."""
     domains = dict.fromkeys(
         key for row in rows for key in row if key.startswith(DOMAIN_PREFIX) and key not in LEADING
     )
-    return [*LEADING, *domains, *TRAILING]
+    learning = [key for key in LEARNING if any(key in row for row in rows)]
+    return [*LEADING, *learning, *domains, *TRAILING]
 
 
 def export(rows: Sequence[Row], path: Path) -> None:
@@ -125,12 +137,13 @@ def to_markdown(rows: Sequence[Row]) -> str:
     for title, group in by_group(rows):
         names = [key for key in columns(group) if key.startswith(DOMAIN_PREFIX)]
         domains = [n for n in names if n not in LEADING]
-        heads = ["rank", "method", "error %", "seeds", "source %", "clean %"]
+        shown = group_columns(group)
+        heads = ["rank", "method", "error %", "seeds", *shown]
         heads += [name.removeprefix(DOMAIN_PREFIX) for name in domains]
         lines = [f"### {title}", "", _line(heads), _line(["---"] * len(heads))]
         for row in group:
             cells = [str(row["rank"]), row["method"], error_cell(row), str(row["seeds"])]
-            wanted = ("source_error_pct", "clean_error_pct", *domains)
+            wanted = (*shown.values(), *domains)
             lines.append(_line([*cells, *(_short(row.get(name)) for name in wanted)]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -145,6 +158,12 @@ def by_group(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return list(groups.items())
 
 
+def group_columns(group: Sequence[Row]) -> dict[str, str]:
+    """Heading to column of what a table shows of a group beside the error."""
+    learning = any("class_incremental_final_accuracy_pct" in row for row in group)
+    return _SHOWN_LEARNING if learning else _SHOWN
+
+
 def error_cell(row: Row) -> str:
     """``12.34`` or ``12.34 ± 0.10``."""
     deviation = row["error_pct_std"]
@@ -156,23 +175,35 @@ def _row(runs: Sequence[Mapping[str, Any]]) -> Row:
     errors = [run["error_pct"] for run in runs]
     facts = {key: first.get(key) for key in _FACTS} | {"config": _without_seed(first["config"])}
     domains = [k for k in first if k.startswith(DOMAIN_PREFIX) and k not in LEADING]
+    learning = [key for key in LEARNING if key in first]
     return {
         "method": first["method"],
         "error_pct": statistics.fmean(errors),
         "error_pct_std": statistics.stdev(errors) if len(errors) > 1 else None,
         "seeds": len(runs),
         # Rows of earlier versions lack what was added since.
-        **{key: _mean([run.get(key) for run in runs]) for key in (*_MEANS, *domains)},
-        **{key: first[key] for key in GROUP},
+        **{key: _mean([run.get(key) for run in runs]) for key in (*_MEANS, *learning, *domains)},
+        **_shared(first),
         **facts,
     }
+
+
+def _shared(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ranking shares; what the run's seed drew counts as one, however often it is drawn."""
+    shared = {key: result[key] for key in GROUP}
+    shared["provenance"] = _PERMUTED.sub(r"\1", shared["provenance"])
+    return shared | ({"weight_hash": BY_SEED} if result.get("weights_by_seed") else {})
 
 
 def _without_seed(config: str) -> str:
     import json
 
-    values = json.loads(config)
-    values.pop("seed", None)
+    # A learner's options stand by part.
+    values = {
+        key: {k: v for k, v in value.items() if k != "seed"} if isinstance(value, dict) else value
+        for key, value in json.loads(config).items()
+        if key != "seed"
+    }
     return json.dumps(values, sort_keys=True)
 
 
@@ -195,4 +226,12 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+_SHOWN = {"source %": "source_error_pct", "clean %": "clean_error_pct"}
+_SHOWN_LEARNING = {
+    "avg incremental %": "class_incremental_average_incremental_accuracy_pct",
+    "forgetting": "class_incremental_forgetting_pct",
+    "BWT": "class_incremental_bwt_pct",
+    "AAA %": "class_incremental_aaa_pct",
+    "task-incremental %": "task_incremental_final_accuracy_pct",
+}
 _WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {".csv": to_csv, ".md": to_markdown}

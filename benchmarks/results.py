@@ -22,7 +22,10 @@ from benchmarks.files import atomic_write, write_json
 
 SCHEMA_VERSION = 1
 # The only fields of result.json in which a resumed run may differ from an uninterrupted one.
-TIMING_FIELDS = ("seconds", "images_per_second", "seconds_per_1k", "peak_mem_mib")
+TIMING_FIELDS = (
+    *("seconds", "images_per_second", "seconds_per_1k", "peak_mem_mib"),
+    "forget_seconds",
+)
 
 _BINS = pa.list_(pa.int32())
 STEP_SCHEMA = pa.schema(
@@ -77,6 +80,25 @@ class RunFolder:
     def started(self) -> bool:
         """Whether there is anything of a run."""
         return (self.path / "spec.json").is_file()
+
+    def open(
+        self, spec: Mapping[str, Any], *, resume: bool, overwrite: bool
+    ) -> dict[str, Any] | None:
+        """Make the folder ready for a run; the row where it is finished and stays so.
+
+        Raises:
+            UsageError: If an unfinished run is in the way, or the folder cannot be written.
+        """
+        if self.finished and not overwrite:
+            return self.read_result()
+        if self.started and not (resume or overwrite):
+            raise UsageError(
+                f"{self.path} holds an unfinished run: --resume goes on, --overwrite starts again"
+            )
+        if overwrite:
+            self.clear()
+        self.create(spec)
+        return None
 
     def create(self, spec: Mapping[str, Any]) -> None:
         """Make the folder and write the spec.

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,14 @@ import streams
 import tta
 from benchmarks import metrics
 from benchmarks.errors import UsageError
+from benchmarks.machine import (
+    check_device,
+    device_name,
+    now,
+    package_version,
+    peak_memory,
+    versions,
+)
 from benchmarks.open_metrics import OpenScores
 from benchmarks.reference import SourceReference, clean_counts
 from benchmarks.results import SCHEMA_VERSION, RunFolder
@@ -60,10 +64,7 @@ def prepare(spec: RunSpec) -> Prepared:
         streams.StreamError: If the data is missing or damaged.
     """
     dtype = torch.float64 if spec.dtype == "float64" else torch.float32
-    try:
-        torch.empty(0, device=spec.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {spec.device!r} is not available on this machine") from error
+    check_device(spec.device)
     stream = streams.create(
         spec.stream,
         setting=spec.setting,
@@ -111,7 +112,7 @@ def prepare(spec: RunSpec) -> Prepared:
         raise UsageError(
             f"{spec.method} needs source images, {spec.stream} has no clean ones to give"
         )
-    run_id = spec.identity(backbone.weight_hash, stream.hash, _version("tta-bench"))
+    run_id = spec.identity(backbone.weight_hash, stream.hash, package_version("tta-bench"))
     return Prepared(spec, stream, backbone, adapter, run_id)
 
 
@@ -158,15 +159,9 @@ def run(
     """
     prepared = prepare(spec)
     folder = RunFolder(out / prepared.folder_name)
-    if folder.finished and not overwrite:
-        return folder.read_result()
-    if folder.started and not (resume or overwrite):
-        raise UsageError(
-            f"{folder.path} holds an unfinished run: --resume goes on, --overwrite starts again"
-        )
-    if overwrite:
-        folder.clear()
-    folder.create(spec.model_dump(mode="json") | {"run_id": prepared.run_id})
+    said = spec.model_dump(mode="json") | {"run_id": prepared.run_id}
+    if (row := folder.open(said, resume=resume, overwrite=overwrite)) is not None:
+        return row
     return _Loop(prepared, folder, checkpoint_seconds, workers, progress).run()
 
 
@@ -207,9 +202,9 @@ class _Loop:
             if batch.step in resets:
                 adapter.reset()
             x = batch.x.to(device)
-            started = _now(device)
+            started = now(device)
             logits = adapter(x)
-            seconds = _now(device) - started
+            seconds = now(device) - started
             visits = stream.plan.visits(batch.step)
             rows = metrics.step_rows(batch, logits, stream.domains, adapter.report, seconds, visits)
             self.folder.add(rows)
@@ -299,45 +294,16 @@ class _Loop:
             "norm": spec.norm,
             "window": spec.window,
             "normalisation": f"mean={backbone.mean} std={backbone.std}, inside the model",
-            "device": _device_name(spec.device),
+            "device": device_name(spec.device),
             "dtype": spec.dtype,
             "threads": torch.get_num_threads(),
-            **{f"version_{name}": _version(package) for name, package in _PACKAGES.items()},
-            "version_python": platform.python_version(),
+            **versions(),
             "seconds": seconds,
             "images_per_second": measured["num_samples"] / seconds,
             "seconds_per_1k": 1000 * seconds / measured["num_samples"],
-            "peak_mem_mib": _peak_memory(spec.device),
+            "peak_mem_mib": peak_memory(spec.device),
         }
-
-
-_PACKAGES = {"tta_bench": "tta-bench", "torch": "torch", "timm": "timm", "numpy": "numpy"}
 
 
 def _error(counts: list[int] | None) -> float | None:
     return None if counts is None else 100 * (1 - counts[0] / counts[1])
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _now(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-def _peak_memory(device: str) -> float:
-    """Peak memory in MiB: the allocator's on CUDA, else the process's resident size."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +101,7 @@ class Learner:
         self.epochs = self.config.epochs
         self.seen: list[Samples] = []
         self._batch_in_epoch = 0
-        self._started = False
+        self._started = self._attached = False
         self._forwards = self._backwards = 0
 
     # The loop -------------------------------------------------------------------------------
@@ -145,14 +145,23 @@ class Learner:
         retained = everything.take(np.flatnonzero(~gone))
         self.data = everything
         server = next((p for p in self.plugins if p.forget(self, request, retained)), None)
-        for plugin in self.plugins:
-            plugin.forgotten(self, request)
         self.seen = [
             s.take(np.flatnonzero(~np.isin(s.keys, request.samples.keys))) for s in self.seen
         ]
+        for plugin in self.plugins:
+            plugin.forgotten(self, request)
         return None if server is None else server.name
 
+    @property
+    def past(self) -> Sequence[Samples]:
+        """Training samples of each finished experience, less what was forgotten."""
+        return self.seen
+
     def _setup(self) -> None:
+        if not self._attached:
+            self._attached = True
+            for plugin in self.plugins:
+                plugin.attach(self)
         if not self._started:
             self._started = True
             for plugin in self.plugins:
@@ -201,9 +210,9 @@ class Learner:
     def _train_step(self, samples: Samples, at: np.ndarray[Any, np.dtype[np.int64]]) -> Step:
         raw, y = samples.batch(at)
         self.raw, self.y = raw.to(self.device), y.to(self.device)
+        self.keys: Tensor | None = torch.from_numpy(samples.keys[at]).to(self.device)
         self.num_current = len(at)
         self.x = self.augment(self.raw, "batch")
-        self._forwards = self._backwards = 0
         self._train_mode()
         for plugin in self.plugins:
             plugin.begin_step(self)
@@ -223,6 +232,9 @@ class Learner:
         for plugin in self.plugins:
             plugin.after_step(self)
         n = self.num_current
+        forwards, backwards = self._forwards, self._backwards
+        # What is counted between steps (scores, a Fisher) belongs to the step that follows.
+        self._forwards = self._backwards = 0
         return Step(
             x=self.x[:n],
             y=self.y[:n],
@@ -231,8 +243,8 @@ class Learner:
             samples=samples,
             loss=float(self.loss.detach()),
             lr=float(self.optimizer.param_groups[0]["lr"]),
-            forwards=self._forwards,
-            backwards=self._backwards,
+            forwards=forwards,
+            backwards=backwards,
         )
 
     def _classification_loss(self) -> Tensor:
@@ -255,6 +267,7 @@ class Learner:
         self.num_current = min(rows, self.num_current)
         self.x, self.y = self.x[: self.num_current], self.y[: self.num_current]
         self.raw = self.raw[: self.num_current]
+        self.keys = None if self.keys is None else self.keys[: self.num_current]
 
     def augment(self, x: Tensor, purpose: str) -> Tensor:
         """Images ``(B, C, H, W)``, cropped and flipped as the config says."""
@@ -338,7 +351,7 @@ class Learner:
 
 _COUNTERS = (
     *("experience", "epoch", "epochs", "step", "step_in_experience", "steps_in_experience"),
-    "_batch_in_epoch",
+    *("_batch_in_epoch", "_forwards", "_backwards"),
 )
 
 
@@ -365,13 +378,14 @@ def _offsets(size: int, batch_size: int) -> list[int]:
 
 
 def _keyed(samples: Samples) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Keys and labels ``(N, 2)``: what a choice of samples amounts to."""
-    return np.stack([samples.keys, samples.labels], 1)
+    """Keys, labels and tasks ``(N, 3)``: what a choice of samples amounts to."""
+    return np.stack([samples.keys, samples.labels, samples.tasks], 1)
 
 
 def _restored(saved: np.ndarray[Any, Any], pool: Sequence[Samples]) -> Samples:
-    """The samples of ``pool`` that were saved, in their order, with the saved labels."""
+    """The samples of ``pool`` that were saved, in their order, with the saved labels and tasks."""
     everything = joined(pool)
     order = np.argsort(everything.keys, kind="stable")
     found = np.searchsorted(everything.keys[order], saved[:, 0])
-    return everything.take(order[found]).relabelled(saved[:, 1].copy())
+    chosen = everything.take(order[found])
+    return replace(chosen, labels=saved[:, 1].copy(), tasks=saved[:, 2].copy())

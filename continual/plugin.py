@@ -6,7 +6,7 @@ strategy: it sees both through ``Host`` and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -46,6 +46,8 @@ class Host(Protocol):
             added by plug-ins.
         y: Labels ``(B,)`` int64.
         raw: The current rows without augmentation ``(num_current, C, H, W)``.
+        keys: Ids ``(num_current,)`` int64 of the current rows among all images of the stream;
+            ``None`` where the loop knows none.
         num_current: Rows of the present experience's data in ``x``.
         logits: ``(B, K)`` with graph, after the forward.
         loss: Scalar, after the forward.
@@ -66,9 +68,14 @@ class Host(Protocol):
     x: Tensor
     y: Tensor
     raw: Tensor
+    keys: Tensor | None
     num_current: int
     logits: Tensor
     loss: Tensor
+
+    @property
+    def past(self) -> Sequence[Samples]:
+        """Training samples of each finished experience, less what was forgotten."""
 
     def extend(self, x: Tensor, y: Tensor) -> None:
         """Add rows to the step's batch: raw images ``(R, C, H, W)``, augmented here, and labels."""
@@ -109,6 +116,12 @@ class Plugin:
 
     def __init__(self, config: PluginConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
+
+    def attach(self, host: Host) -> None:
+        """Once a process, before ``setup`` or after a state was loaded: what is no state.
+
+        Which parameters are frozen, for one.
+        """
 
     def setup(self, host: Host) -> None:
         """Before the first experience; the model is the pre-trained or fresh one."""

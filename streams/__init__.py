@@ -13,6 +13,11 @@ from streams.errors import StreamError
 if TYPE_CHECKING:
     from streams.arrays import from_arrays
     from streams.factory import create, list_settings, list_streams
+    from streams.learning_factory import (
+        create_learning,
+        list_learning_settings,
+        list_learning_streams,
+    )
     from streams.types import Batch, Domain, ImageSource, Provenance, Stream
 
 __all__ = [
@@ -23,7 +28,10 @@ __all__ = [
     "Stream",
     "StreamError",
     "create",
+    "create_learning",
     "from_arrays",
+    "list_learning_settings",
+    "list_learning_streams",
     "list_settings",
     "list_streams",
 ]
@@ -35,7 +43,10 @@ _HOMES = {
     "Provenance": "streams.types",
     "Stream": "streams.types",
     "create": "streams.factory",
+    "create_learning": "streams.learning_factory",
     "from_arrays": "streams.arrays",
+    "list_learning_settings": "streams.learning_factory",
+    "list_learning_streams": "streams.learning_factory",
     "list_settings": "streams.factory",
     "list_streams": "streams.factory",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,6 +83,10 @@ class Samples:
             domains=self.domains,
             domain_ids=self._ids,
         )
+
+    def of_task(self, task: int) -> Samples:
+        """The same samples, all of the given task."""
+        return replace(self, tasks=np.full(len(self), task, dtype=np.int64))
 
     def images(self, at: Ints) -> Tensor:
         """Images ``(M, C, H, W)`` uint8 at the given places."""
