@@ -59,7 +59,7 @@ def learning_table(rows: Sequence[Mapping[str, Any]]) -> None:
         ]
         if title not in _OPTIONAL or any(cells):
             table.add_row(title, *cells)
-    show(f"accuracy % after {rows[0]['protocol']}, {rows[0]['backbone']}", table)
+    show(f"class-incremental accuracy % after {rows[0]['protocol']}, {rows[0]['backbone']}", table)
 
 
 def show_learning_stream(plan: Mapping[str, Any], as_json: bool) -> None:

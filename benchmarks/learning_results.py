@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from benchmarks import metrics
 from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write
+from benchmarks.results import TIMING_FIELDS
 from continual.evaluate import Evaluation
 from continual.metrics import Course, Timeline, learning_metrics, recovery_length
 from streams.learning_types import Experience, LearningStream, Segment
 from streams.types import Domain
 
 EVALS = "evals.parquet"
+# The only fields in which a resumed life may differ from an uninterrupted one.
+LEARNING_TIMING_FIELDS = (*TIMING_FIELDS, "forget_seconds")
 EVAL_SCHEMA = pa.schema(
     [
         ("item", pa.int32()),

@@ -72,16 +72,20 @@ def adapter_strategy_class() -> Any:
             self.source_images = source_images
             self.seen_datasets: list[Any] = []
             self.adapter: Adapter | None = None
-            self._adapting = False
+            self._adapting = self._learning = False
 
         def train(self, *args: Any, **kwargs: Any) -> Any:
             """Learn; an adapter that was kept belongs to the past."""
             self.adapter = None
-            return super().train(*args, **kwargs)
+            self._learning = True
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                self._learning = False
 
         def eval(self, *args: Any, **kwargs: Any) -> Any:
             """Predict the given experiences and adapt to them, unless called while training."""
-            self._adapting = self.experience is None
+            self._adapting = not self._learning
             try:
                 return super().eval(*args, **kwargs)
             finally:

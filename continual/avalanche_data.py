@@ -18,9 +18,9 @@ from streams.types import CLEAN, Domain, Ints, Provenance
 BASE_ATTRIBUTES = ("targets", "targets_task_labels", "origin_task", "index")
 
 
-Reads = list[tuple["SampleImages", int]]
+Reads = list[tuple["SampleImages", int, Tensor]]
 READS: ContextVar[Reads | None] = ContextVar("reads of SampleImages", default=None)
-"""Where set, each item that is read is noted in it: batches of Avalanche carry no index."""
+"""Where set, each place that is read is noted in it: batches of Avalanche carry no index."""
 
 
 class SampleImages(Dataset[tuple[Tensor, int]]):
@@ -40,7 +40,7 @@ class SampleImages(Dataset[tuple[Tensor, int]]):
         x, y = self.samples.batch(np.array([place]))
         reads = READS.get()
         if reads is not None:
-            reads.append((self, int(place)))
+            reads.append((self, int(place), x[0]))
         return x[0], int(y[0])
 
 
@@ -66,10 +66,16 @@ def as_avalanche_benchmark(stream: LearningStream) -> Any:
 
     if not stream.experiences:
         raise StreamError(f"{stream.name} has no experience to learn from")
-    return dataset_benchmark(
+    benchmark = dataset_benchmark(
         [as_dataset(experience.train) for experience in stream.experiences],
         [as_dataset(task.test) for task in stream.tasks],
     )
+    classes = [np.unique(experience.train.labels).tolist() for experience in stream.experiences]
+    order = [label for part in classes for label in part]
+    if len(set(order)) == len(order):  # class-incremental: what iCaRL asks of a benchmark
+        benchmark.n_classes_per_exp = [len(part) for part in classes]
+        benchmark.classes_order = order
+    return benchmark
 
 
 def as_dataset(samples: Samples) -> Any:

@@ -65,22 +65,22 @@ class Recorder:
 
     def _opened(self, strategy: Any) -> None:
         self._loaded = strategy.mb_x
-        reads = list(self._reads) if len(self._reads) == len(strategy.mb_x) else []
+        rows = _rows(strategy.mb_x, self._reads)
+        reads = [(part, place) for part, place, _ in self._reads] if rows else []
         self._reads.clear()
+        note_keys(strategy, _keys(reads) if len(rows) == len(strategy.mb_x) else None)
         old = {id(part) for part in self.past}
-        rows = [row for row, (part, _) in enumerate(reads) if id(part) not in old]
-        rows = rows or list(range(len(reads)))
-        parts = list({id(reads[row][0]): reads[row][0] for row in rows}.values())
+        new = [n for n, (part, _) in enumerate(reads) if id(part) not in old]
+        chosen = new or range(len(reads))
+        parts = list({id(reads[n][0]): reads[n][0] for n in chosen}.values())
         starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
         start = {id(part): starts[n] for n, part in enumerate(parts)}
         if parts:
             held = [part.samples for part in parts]
             self.samples = held[0] if len(held) == 1 else joined(held)
-        self._rows = np.array(rows, dtype=np.int64)
-        self._at = np.array(
-            [start[id(reads[row][0])] + reads[row][1] for row in rows], dtype=np.int64
-        )
-        note_keys(strategy, _keys(reads))
+        self._rows = np.array([rows[n] for n in chosen], dtype=np.int64)
+        at = [start[id(reads[n][0])] + reads[n][1] for n in chosen]
+        self._at = np.array(at, dtype=np.int64)
 
     def _closed(self, strategy: Any) -> None:
         x, y, loaded = strategy.mb_x, strategy.mb_y, self._loaded
@@ -98,7 +98,7 @@ class Recorder:
             at=self._at[: len(rows)],
             samples=self.samples,
             loss=float(strategy.loss.detach()),
-            lr=float(strategy.optimizer.param_groups[0]["lr"]),
+            lr=_rate(strategy),
             forwards=len(x) + forwards,
             backwards=len(x) + backwards,
         )
@@ -107,7 +107,32 @@ class Recorder:
         self._reads.clear()
 
 
-def _keys(reads: Reads) -> Tensor | None:
+def _rate(strategy: Any) -> float:
+    """Learning rate; 0 for a strategy that takes no optimiser."""
+    optimizer = getattr(strategy, "optimizer", None)
+    return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else 0.0
+
+
+def _rows(x: Tensor, reads: Reads) -> list[int]:
+    """Rows of a loaded batch ``(B, C, H, W)`` that the reads, in order, went to; none if unclear.
+
+    A memory that holds tensors puts rows in between that nobody read.
+    """
+    if len(reads) == len(x):
+        return list(range(len(x)))
+    rows: list[int] = []
+    row = 0
+    for _, _, image in reads:
+        while row < len(x) and not torch.equal(x[row].cpu(), image):
+            row += 1
+        if row == len(x):
+            return []
+        rows.append(row)
+        row += 1
+    return rows
+
+
+def _keys(reads: list[tuple[SampleImages, int]]) -> Tensor | None:
     """Ids ``(B,)`` of the images that were read, in order."""
     if not reads:
         return None

@@ -17,6 +17,7 @@ from tta.config import did_you_mean
 from tta.errors import AdapterError
 
 HOME = "avalanche.training.supervised"
+_OBJECTS = ("criterion", "plugins", "evaluator")
 _WORDS = {"none": None, "true": True, "false": False}
 
 
@@ -60,12 +61,15 @@ def from_avalanche(
         raise AdapterError(f"{name!r} is no Avalanche strategy: it must derive from BaseTemplate")
     known, required = parameters_of(found)
     given: dict[str, Any] = {key: _literal(value) for key, value in options.items()}
-    for key in given:
-        if key not in known or key in ("model", "optimizer"):
+    settable = [key for key in known if key not in ("model", "optimizer")]
+    for key, value in given.items():
+        if key not in settable:
             raise AdapterError(
-                f"{found.__name__} takes no {key!r}{did_you_mean(key, known)}; "
-                f"it takes: {', '.join(known)}"
+                f"{found.__name__} takes no {key!r}{did_you_mean(key, settable)}; "
+                f"it takes: {', '.join(settable)}"
             )
+        if key in _OBJECTS and isinstance(value, str):
+            raise AdapterError(f"{key}={value!r}: it is an object; build the strategy in Python")
     given["model"] = model
     if optimizer is not None:
         given["optimizer"] = optimizer
@@ -87,7 +91,7 @@ def from_avalanche(
     if missing:
         raise AdapterError(
             f"{found.__name__} needs {', '.join(missing)}; give a value for each "
-            f"(it takes: {', '.join(known)})"
+            f"(it takes: {', '.join(settable)})"
         )
     outside = _freeze_others(model, optimizer)
     try:

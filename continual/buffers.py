@@ -1,22 +1,19 @@
 """Buffers of rows: a bounded number of samples out of all that came, at a constant cost a row.
 
-A row has named columns (image, label, logits, ...). Which rows stay is decided by a policy on
-plain numbers; the tensors are allocated once and written with one copy a call.
-
-The column ``x`` holds images in [0, 1]. They are kept as bytes where that loses nothing, which is
-so for all images that were read from bytes and not augmented.
+Which rows stay is decided by a policy on plain numbers; ``continual.rows`` holds their tensors.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from streams.types import to_unit
+from continual.rows import Rows
 from tta.errors import AdapterError
 
 Mask = Tensor | Callable[[Mapping[str, Tensor]], Tensor]
@@ -48,92 +45,6 @@ class Buffer(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
-
-
-class Rows:
-    """Storage of at most ``size`` rows.
-
-    Attributes:
-        held: Rows held; slots ``0 .. held - 1``.
-    """
-
-    def __init__(self, size: int) -> None:
-        if size < 1:
-            raise AdapterError(f"a buffer of size {size} holds nothing: give it 1 or more")
-        self.size = size
-        self.held = 0
-        self._columns: dict[str, Tensor] = {}
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """Views ``(held, ...)`` of the columns."""
-        return {name: column[: self.held] for name, column in self._columns.items()}
-
-    def write(self, slots: Sequence[int | None], columns: Mapping[str, Tensor]) -> None:
-        """Row ``i`` goes to ``slots[i]``; a later row wins, ``None`` drops its row."""
-        rows = {slot: row for row, slot in enumerate(slots) if slot is not None}
-        self._prepare(columns)
-        if not rows:
-            return
-        for name, values in columns.items():
-            column = self._columns[name]
-            source = torch.tensor(list(rows.values()), device=values.device)
-            target = torch.tensor(list(rows), device=column.device)
-            chosen = values.detach().index_select(0, source).to(column.device)
-            if name == "x":
-                chosen = pack(chosen)
-                if column.dtype == torch.uint8 and chosen.dtype != torch.uint8:
-                    # The first image that is not made of bytes: the others give up theirs.
-                    column = self._columns[name] = to_unit(column, chosen.dtype)
-                chosen = unpack(chosen, column.dtype)
-            column.index_copy_(0, target, chosen.to(column.dtype))
-
-    def read(self, at: Tensor) -> dict[str, Tensor]:
-        """The rows in slots ``at``, copied; images as they are stored."""
-        return {
-            name: column.index_select(0, at.to(column.device))
-            for name, column in self._columns.items()
-        }
-
-    def keep(self, kept: Tensor) -> None:
-        """Move the rows that a mask ``(held,)`` keeps to the front, in their order."""
-        at = kept.cpu().nonzero()[:, 0]
-        for name, values in self.read(at).items():
-            self._columns[name][: len(at)] = values
-        self.held = len(at)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows held."""
-        return {name: column.clone() for name, column in self.columns.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up rows."""
-        self._columns, self.held = {}, 0
-        for name, values in state.items():
-            if len(values) > self.size:
-                raise AdapterError(f"{len(values)} rows do not fit a buffer of size {self.size}")
-            column = values.new_zeros(self.size, *values.shape[1:])
-            column[: len(values)] = values
-            self._columns[name], self.held = column, len(values)
-
-    def _prepare(self, columns: Mapping[str, Tensor]) -> None:
-        if not self._columns:
-            for name, values in columns.items():
-                values = pack(values) if name == "x" else values
-                self._columns[name] = values.detach().new_zeros(self.size, *values.shape[1:])
-        for name, values in columns.items():
-            column = self._columns.get(name)
-            if column is None or len(columns) != len(self._columns):
-                raise AdapterError(
-                    f"the buffer has the columns {sorted(self._columns)}, got {sorted(columns)}"
-                )
-            if column.shape[1:] != values.shape[1:]:
-                raise AdapterError(
-                    f"the buffer's {name!r} is of shape {tuple(column.shape[1:])}, a row of "
-                    f"{tuple(values.shape[1:])} came: one buffer holds one kind"
-                )
-            if column.device != values.device:  # after a state was loaded on the CPU
-                self._columns[name] = column.to(values.device)
 
 
 class Reservoir:
@@ -235,6 +146,8 @@ class ClassBalanced:
         self._slots: dict[int, list[int]] = {}
         self._came: Counter[int] = Counter()
         self._full: set[int] = set()
+        # Sizes of classes, the largest on top; entries that are no longer true are passed over.
+        self._heap: list[tuple[int, int]] = []
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -269,7 +182,7 @@ class ClassBalanced:
             self._index()
             for label, size in before.items():
                 kept = len(self._slots.get(label, ()))
-                self._came[label] = round(self._came[label] * kept / size)
+                self._came[label] = round(self._came[label] * kept / max(1, size))
             self._full = set()
         return gone
 
@@ -288,14 +201,15 @@ class ClassBalanced:
         self._slots = {int(label): list(slots) for label, slots in state["slots"].items()}
         self._came = Counter({int(label): n for label, n in state["came"].items()})
         self._full = set(state["full"])
+        self._sort()
 
     def _balanced(self, label: int, first: float, second: float) -> int | None:
         self._came[label] += 1
         if self.rows.held < self.rows.size:
             return self._append(label)
-        most = max(map(len, self._slots.values()))
-        self._full |= {c for c, slots in self._slots.items() if len(slots) == most}
-        if label not in self._full:
+        # A class that is as large as the largest counts as one that was.
+        most = len(self._slots[self._largest()])
+        if label not in self._full and len(self._slots.get(label, ())) < most:
             return self._replace(label, first)
         own = self._slots[label]
         if first * self._came[label] < len(own):
@@ -304,7 +218,7 @@ class ClassBalanced:
 
     def _first(self, label: int, first: float, second: float) -> int | None:
         # The share before this row: a new class always gets in, then evens out.
-        known = sum(map(bool, self._slots.values()))
+        known = len(self._slots)
         own = len(self._slots.get(label, ()))
         if own and own * known >= self.rows.size:
             return None
@@ -315,35 +229,44 @@ class ClassBalanced:
     def _append(self, label: int) -> int:
         self.rows.held += 1
         self._slots.setdefault(label, []).append(self.rows.held - 1)
+        self._resized(label)
         return self.rows.held - 1
 
     def _replace(self, label: int, draw: float) -> int:
         """The slot of a row of the largest class, which goes over to ``label``."""
-        largest = max(self._slots, key=lambda c: (len(self._slots[c]), -c))
+        largest = self._largest()
         slots = self._slots[largest]
         place = int(draw * len(slots))
         slot, slots[place] = slots[place], slots[-1]
         slots.pop()
+        self._full.add(largest)
         self._slots.setdefault(label, []).append(slot)
+        self._resized(largest)
+        self._resized(label)
         return slot
+
+    def _largest(self) -> int:
+        """The class with the most rows; the lowest label of several."""
+        while True:
+            size, label = self._heap[0]
+            if -size == len(self._slots[label]):
+                return label
+            heapq.heappop(self._heap)
+
+    def _resized(self, label: int) -> None:
+        heapq.heappush(self._heap, (-len(self._slots[label]), label))
+        if len(self._heap) > 4 * len(self._slots) + 64:
+            self._sort()
 
     def _index(self) -> None:
         self._slots = {}
         for slot, label in enumerate(self.columns["y"].tolist()):
             self._slots.setdefault(label, []).append(slot)
+        self._sort()
 
-
-def pack(x: Tensor) -> Tensor:
-    """Images in [0, 1] as bytes where ``unpack`` gives the same back; else as they are."""
-    if x.dtype == torch.uint8:
-        return x
-    bytes_ = (x * 255).round().clamp(0, 255).to(torch.uint8)
-    return bytes_ if torch.equal(to_unit(bytes_, x.dtype), x) else x
-
-
-def unpack(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """What ``pack`` was given, in ``dtype``; bytes stay bytes where bytes are asked for."""
-    return x if x.dtype == dtype else to_unit(x, dtype) if x.dtype == torch.uint8 else x.to(dtype)
+    def _sort(self) -> None:
+        self._heap = [(-len(slots), label) for label, slots in self._slots.items()]
+        heapq.heapify(self._heap)
 
 
 def _count(columns: Mapping[str, Tensor]) -> int:

@@ -50,16 +50,18 @@ def descend(
     batches: Batches,
     purpose: str,
     *,
+    optimizer: torch.optim.Optimizer | None = None,
     mask: Mapping[str, Tensor] | None = None,
     after_backward: Callable[[int], None] | None = None,
 ) -> int:
-    """SGD on the cross-entropy, in train mode; modes are put back after.
+    """Go down the cross-entropy in train mode; modes are put back after.
 
     Args:
         model: Changed in place.
         config: Options of the descent.
         batches: Batches of each epoch.
         purpose: Key of the draws of dropout.
+        optimizer: Owner of the model's parameters; by default SGD as the options have it.
         mask: Which weights may move, by parameter name; the others stay bit for bit.
         after_backward: Called with the epoch before each step, when gradients are there.
 
@@ -67,9 +69,13 @@ def descend(
         Images sent forward, and as many back.
     """
     params = trainable(model)
-    optimizer = torch.optim.SGD(
-        params.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    if optimizer is None:
+        optimizer = torch.optim.SGD(
+            params.values(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
     # Gradients alone do not hold a weight: decay moves it, and so does momentum of before.
     start = {} if mask is None else {name: p.detach().clone() for name, p in params.items()}
     modes = [(module, module.training) for module in model.modules()]
@@ -101,7 +107,7 @@ def _hold(
     params: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
     mask: Mapping[str, Tensor],
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Put masked weights back and their momentum to zero."""
     for name, p in params.items():

@@ -41,7 +41,7 @@ def count_correct(
     tasks: Sequence[Task],
     *,
     device: str,
-    batch_size: int = 500,
+    batch_size: int = 100,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Correct predictions on each test, among all classes and among the task's own; sizes.
 

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from streams.learning_types import Samples
 
 Labels = Literal["true", "predicted", "sampled", "all"]
-_MOST_NUMBERS = 2**24
-"""Gradients of several samples at once take at most so many numbers (64 MiB of float32)."""
+_MOST_NUMBERS = {"cpu": 2**22, "cuda": 2**26}
+"""Gradients of several samples at once take at most so many numbers, by kind of device.
+
+On the CPU larger blocks are slower: an MLP of 300,000 weights took seven times as long with four
+times as many.
+"""
 
 
 def diagonal_fisher(
@@ -134,7 +138,8 @@ def _of_each(
     """Sum over samples of the weighted squares of each sample's gradient."""
     weights = torch.ones(len(x), dtype=x.dtype, device=x.device) if weights is None else weights
     size = sum(p.numel() for p in params.values())
-    at_once = max(1, _MOST_NUMBERS // max(1, size))
+    most = _MOST_NUMBERS.get(x.device.type, _MOST_NUMBERS["cpu"])
+    at_once = max(1, most // max(1, size))
     # BatchNorm in train mode writes its statistics, which vmap refuses.
     if alike and at_once > 1:
         try:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from continual.buffers import Buffer, ClassBalanced, Reservoir, pack, unpack
+from continual.buffers import Buffer, ClassBalanced, Reservoir
 from continual.passes import untouched
 from continual.plugin import Host, PluginConfig
+from continual.rows import pack, unpack
 from tta.config import param
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def requested(columns: Mapping[str, Tensor], samples: Samples, at_once: int = 50
         pixels = set()
         for first in range(0, len(samples), at_once):
             at = np.arange(first, min(first + at_once, len(samples)))
-            pixels |= {image.numpy().tobytes() for image in samples.images(at)}
+            pixels |= {pack(image).numpy().tobytes() for image in samples.images(at)}
         for row in unknown.tolist():
             image = pack(columns["x"][row].cpu())
             found[row] = image.numpy().tobytes() in pixels

@@ -23,10 +23,10 @@ from benchmarks.curves import places
 from benchmarks.errors import UsageError
 from benchmarks.leaderboard import columns, leaderboard
 from benchmarks.learning_method import Method
-from benchmarks.learning_results import EVAL_SCHEMA, read_evals
+from benchmarks.learning_results import EVAL_SCHEMA, LEARNING_TIMING_FIELDS, read_evals
 from benchmarks.learning_runner import run
 from benchmarks.learning_spec import resolve_learning
-from benchmarks.results import STEP_SCHEMA, TIMING_FIELDS, RunFolder, find_results
+from benchmarks.results import STEP_SCHEMA, RunFolder, find_results
 from continual import models
 from continual.evaluate import Evaluation
 from continual.factory import list_strategies
@@ -72,7 +72,7 @@ def left_by(out: Path) -> tuple[dict, list, list]:
     steps = pq.read_table(folder / "steps.parquet").drop_columns(["seconds"]).to_pylist()
     evals = pq.read_table(folder / "evals.parquet").to_pylist()
     assert not (folder / "checkpoint").exists()
-    return {k: v for k, v in result.items() if k not in TIMING_FIELDS}, steps, evals
+    return {k: v for k, v in result.items() if k not in LEARNING_TIMING_FIELDS}, steps, evals
 
 
 def test_a_run_leaves_rows_evaluations_and_a_result(tmp_path: Path) -> None:

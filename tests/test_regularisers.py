@@ -303,7 +303,7 @@ def test_l2_holds_the_first_weights_from_the_start():
         made = learner([L2Anchor(L2Anchor.Config(lam=5.0, from_start=from_start))], epochs=3)
         start = made.model[0].weight.detach().clone()
         made.learn(experience(data))
-        ends[from_start] = float((made.model[0].weight - start).norm())
+        ends[from_start] = (made.model[0].weight - start).norm().item()
         assert torch.equal(made.plugins[0].anchor["0.weight"], made.model[0].weight)
     assert ends[True] < 0.5 * ends[False]
 

@@ -336,7 +336,7 @@ def epochs_of(learner, data):
     return seen
 
 
-@pytest.mark.parametrize("options", [{}, {"order": "random"}, {"scorer": "teacher"}])
+@pytest.mark.parametrize("options", [{}, {"score": "random"}, {"score": "easy-first"}])
 def test_curriculum_keeps_the_budget(options):
     data = samples_of([0, 1, 2, 3] * 10)
     learner = learner_of("curriculum", options, epochs=2)
@@ -357,11 +357,11 @@ def test_curriculum_prefers_easy_samples():
             return (x[:, 0, 0, :] > 0.5).float() * torch.tensor([20.0, 20, -20, -20])
 
     shares = {}
-    for order in ("easy-first", "hard-first", "exponential", "random"):
-        learner = learner_of("curriculum", {"scorer": "teacher", "order": order})
+    for score in ("easy-first", "hard-first", "exponential", "random"):
+        learner = learner_of("curriculum", {"score": score})
         learner.plugins[0].teacher = Scored()
         first = epochs_of(learner, data)[0]
-        shares[order] = np.mean(data.labels[first] < 2)
+        shares[score] = np.mean(data.labels[first] < 2)
     assert shares["easy-first"] == shares["exponential"] == 1.0
     assert shares["hard-first"] == 0.0
     assert 0.3 < shares["random"] < 0.7
@@ -369,8 +369,8 @@ def test_curriculum_prefers_easy_samples():
 
 def test_curriculum_trains_its_teacher_on_a_copy_and_says_what_it_cost():
     data = samples_of([0, 1, 2, 3] * 10)
-    learner = learner_of("curriculum", {"scorer": "teacher", "teacher_epochs": 3})
-    plain = learner_of("curriculum", {"scorer": "teacher"})
+    learner = learner_of("curriculum", {"score": "easy-first", "teacher_epochs": 3})
+    plain = learner_of("curriculum", {"score": "easy-first"})
     counts = []
     learner.learn(experience(data), lambda step: counts.append((step.forwards, step.backwards)))
     # Three epochs and one pass of scores, said with the first step.
@@ -383,7 +383,7 @@ def test_curriculum_trains_its_teacher_on_a_copy_and_says_what_it_cost():
 
 def test_curriculum_says_when_another_plugin_narrowed_the_epoch():
     data = samples_of([0, 1, 2, 3] * 10)
-    learner = learner_of("curriculum", {"scorer": "teacher"})
+    learner = learner_of("curriculum", {"score": "easy-first"})
 
     class Narrow(type(learner.plugins[0]).__mro__[1]):
         def choose_epoch(self, host, samples):

@@ -10,10 +10,10 @@ Deviations:
 - The last epoch is shortened so that an experience costs as many samples as without curriculum;
   ``trim=False`` lets it overshoot (10.75 epochs for 10), as the reference does.
 - Losses below 1e-6 count as 1e-6, which bounds the score of what a teacher knows by heart.
-- The teacher is the model as the experience begins, trained on it for ``teacher_epochs`` by SGD
-  where that is more than 0 (the reference: always a whole training, whose cost it leaves out of
-  the budget; here its images are counted as forwards and backwards of the plug-in). ``teacher`` of
-  the plug-in takes any other model.
+- The teacher is the model as the experience begins, trained on it by a copy of the optimiser for
+  ``teacher_epochs`` where that is more than 0. The reference takes a model of a whole training,
+  whose cost it leaves out of the budget; here the teacher's images are counted beside it. The
+  plug-in's attribute ``teacher`` takes any other model.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from continual.descent import UnlearnConfig
+from continual.descent import UnlearnConfig, descend, shuffled
 from continual.factory import strategies
 from continual.passes import untouched
 from continual.plugin import Host, Plugin, PluginConfig
 from continual.schedules import cyclical_fractions
 from continual.selection import weighted_draw
-from continual.unlearning import fine_tune
 from streams.order import rng
 from tta.config import param
 from tta.errors import AdapterError
@@ -50,27 +49,26 @@ class Curriculum(Plugin):
     """Chooses the samples of each epoch.
 
     Attributes:
-        teacher: Scores the samples under ``scorer="teacher"``; ``None`` takes the model as the
-            experience begins.
+        teacher: Whose loss scores the samples, but for ``self-paced``; ``None`` takes the model as
+            the experience begins.
     """
 
     check_options = (
         {},
-        {"scorer": "teacher", "order": "hard-first", "teacher_epochs": 1},
-        {"scorer": "teacher", "order": "exponential", "trim": False},
-        {"order": "random"},
+        {"score": "hard-first", "teacher_epochs": 1},
+        {"score": "easy-first"},
+        {"score": "exponential", "trim": False},
+        {"score": "random"},
     )
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config(PluginConfig):
         """Fractions of the reference code."""
 
-        order: Literal["easy-first", "hard-first", "exponential", "random"] = param(
-            "easy-first",
-            "weight of a sample of loss l: 1 / l, l, rate * exp(-rate * l), or 1",
-        )
-        scorer: Literal["self-paced", "teacher"] = param(
-            "self-paced", "whose loss: the learner's, anew each epoch, or a teacher's"
+        score: Literal["self-paced", "easy-first", "hard-first", "exponential", "random"] = param(
+            "self-paced",
+            "weight of a sample: 1 / its loss, anew each epoch; of a teacher's loss l 1 / l, l "
+            "or rate * exp(-rate * l); or 1",
         )
         start: float = param(0.25, "smallest fraction of the data; reference code", gt=0, le=1)
         factor: float = param(0.5, "ratio of neighbouring fractions", gt=0, lt=1)
@@ -113,7 +111,7 @@ class Curriculum(Plugin):
 
     def begin_experience(self, host: Host) -> None:
         """Score the samples by the teacher, once."""
-        if self.config.scorer == "teacher" and self.config.order != "random":
+        if self.config.score not in ("self-paced", "random"):
             self._losses = self._of(host, self._teacher(host), host.data)
             self._taken = (host.experience, -1)
 
@@ -133,9 +131,9 @@ class Curriculum(Plugin):
 
     def _weights(self, host: Host, samples: Samples) -> Tensor:
         config = self.config
-        if config.order == "random":
+        if config.score == "random":
             return torch.ones(len(samples))
-        if config.scorer == "self-paced" and self._taken != (host.experience, host.epoch):
+        if config.score == "self-paced" and self._taken != (host.experience, host.epoch):
             # Kept: a run that goes on in the middle of the epoch must draw the same samples.
             self._losses = self._of(host, host.model, samples)
             self._taken = (host.experience, host.epoch)
@@ -146,24 +144,21 @@ class Curriculum(Plugin):
                 f"{len(samples)}: put it before plug-ins that choose samples of an epoch"
             )
         losses = losses.double().clamp_min(_LEAST_LOSS)
-        if config.order == "exponential":
+        if config.score == "exponential":
             return config.rate * torch.exp(-config.rate * losses)
-        return losses if config.order == "hard-first" else 1 / losses
+        return losses if config.score == "hard-first" else 1 / losses
 
     def _teacher(self, host: Host) -> nn.Module:
         if self.teacher is not None or not self.config.teacher_epochs:
             return host.model if self.teacher is None else self.teacher
-        teacher = deepcopy(host.model)
-        group = host.optimizer.param_groups[0]
-        training = UnlearnConfig(
-            lr=float(group["lr"]),
-            momentum=float(group.get("momentum", 0.0)),
-            weight_decay=float(group["weight_decay"]),
-            epochs=self.config.teacher_epochs,
-            batch_size=host.batch_size,
-            seed=self.config.seed,
+        # Copied together: the copy of the optimiser owns the weights of the copy.
+        teacher, optimizer = deepcopy((host.model, host.optimizer))
+        config = UnlearnConfig(
+            epochs=self.config.teacher_epochs, batch_size=host.batch_size, seed=self.config.seed
         )
-        images = fine_tune(teacher, host.data, training, f"teacher {host.experience}")
+        purpose = f"teacher {host.experience}"
+        batches = shuffled(teacher, host.data, config, purpose)
+        images = descend(teacher, config, batches, purpose, optimizer=optimizer)
         host.count(forwards=images, backwards=images)
         return teacher
 

@@ -71,16 +71,18 @@ class PowerLawReplay(Plugin):
 
     def choose(self, host: Host, samples: Samples) -> Samples:
         """The new samples, and what the schedule brings back."""
-        past = [self._available(number, old) for number, old in enumerate(host.past)]
+        phase = len(host.past)
         if self.config.keep is not None:
-            order = self._draw("kept", len(past), 0).permutation(len(samples))
+            order = self._draw("kept", phase).permutation(len(samples))
             self.kept.append(torch.from_numpy(samples.keys[order[: self.config.keep]]))
-        counts = self._schedule(len(samples)).counts(len(past))
+        counts = self._schedule(len(samples)).counts(phase)
         parts = [samples]
-        for number, old in enumerate(past):
-            drawn = self._draw("again", number, len(past)).permutation(len(old))
-            parts.append(old.take(np.sort(drawn[: counts[number]])))
-        return joined(parts) if len(past) else samples
+        for number, count in enumerate(counts[:-1]):
+            if count:
+                old = self._available(number, host.past[number])
+                drawn = self._draw("again", number, phase).permutation(len(old))[:count]
+                parts.append(old.take(np.sort(drawn)))
+        return joined(parts) if len(parts) > 1 else samples
 
     def state_dict(self) -> dict[str, Any]:
         """Ids of what each experience keeps; nothing where it keeps all."""
