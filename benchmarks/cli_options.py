@@ -71,6 +71,10 @@ Window = Annotated[
 SourceImages = Annotated[
     int, typer.Option(help="Clean images for methods that need source data, at most.", min=1)
 ]
+SourceDir = Annotated[
+    Optional[Path],
+    typer.Option(help="Folder of training images for those methods; --data-dir by default."),
+]
 NumTasks = Annotated[
     Optional[int], typer.Option(help="Learning streams: number of tasks; the stream's by default.")
 ]

@@ -28,6 +28,7 @@ from benchmarks.cli_options import (
     Setting,
     SettingOptions,
     Severity,
+    SourceDir,
     SourceImages,
     SourceOptions,
     StreamName,
@@ -79,6 +80,7 @@ def run(
     norm_set: NormOptions = None,
     window: Window = 1,
     source_images: SourceImages = 2000,
+    source_dir: SourceDir = None,
     num_tasks: NumTasks = None,
     eval_every: EvalEvery = None,
     carry: Carry = None,
@@ -149,6 +151,7 @@ def run(
             said |= {"--corruptions": corruptions, "--subset": subset, "--open-set": open_set}
             said |= {"--open-ratio": open_ratio, "--norm": norm, "--norm-set": norm_set}
             said |= {"--window": window != 1, "--dtype": dtype != "float32"}
+            said |= {"--source-dir": source_dir}
             refuse(said, "has no effect on a learning stream")
             specs, by_pattern = learning_specs(
                 read_split(method),
@@ -190,6 +193,7 @@ def run(
                     norm=norm,
                     norm_options=read_numbers(read_pairs(norm_set, "--norm-set")),
                     window=window,
+                    source_dir=str(source_dir) if source_dir else None,
                     **common,
                 )
                 for name in methods

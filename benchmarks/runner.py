@@ -26,7 +26,7 @@ from benchmarks.machine import (
 from benchmarks.open_metrics import OpenScores
 from benchmarks.reference import SourceReference, clean_counts
 from benchmarks.results import SCHEMA_VERSION, RunFolder
-from benchmarks.source_data import fit_source, has_clean_images
+from benchmarks.source_data import SourceImages, find_source, fit_source
 from benchmarks.spec import RunSpec
 from streams.feed import batches
 from streams.types import Stream
@@ -45,6 +45,7 @@ class Prepared:
     backbone: Backbone
     adapter: tta.Adapter
     run_id: str
+    images: SourceImages | None = None
 
     @property
     def folder_name(self) -> str:
@@ -108,12 +109,12 @@ def prepare(spec: RunSpec) -> Prepared:
         window=spec.window,
         **config.to_dict(),
     )
-    if adapter.needs.source_data and not has_clean_images(stream):
-        raise UsageError(
-            f"{spec.method} needs source images, {spec.stream} has no clean ones to give"
-        )
-    run_id = spec.identity(backbone.weight_hash, stream.hash, package_version("tta-bench"))
-    return Prepared(spec, stream, backbone, adapter, run_id)
+    needs, images = adapter.needs, None
+    if needs.source_data:
+        images = find_source(spec, stream, needs.source_labels)
+    said = () if images is None else (images.words, images.digest)
+    run_id = spec.identity(backbone.weight_hash, stream.hash, package_version("tta-bench"), *said)
+    return Prepared(spec, stream, backbone, adapter, run_id, images)
 
 
 def _matched(backbone: Backbone, stream: Stream) -> Backbone:
@@ -197,7 +198,9 @@ class _Loop:
         first = self._restore()
         saved = time.monotonic()
         if adapter.needs.source_data and not adapter.source_fitted:
-            fit_source(adapter, self.prepared.spec, stream, self.prepared.backbone.weight_hash)
+            assert self.prepared.images is not None
+            weights = self.prepared.backbone.weight_hash
+            fit_source(adapter, self.prepared.spec, stream, self.prepared.images, weights)
         for batch in batches(stream.start_at(first), self.workers):
             if batch.step in resets:
                 adapter.reset()
@@ -225,14 +228,6 @@ class _Loop:
         result = self._result(clean_counts(adapter.predict, stream, device))
         self.folder.finish(result)
         return result
-
-    def _source_data(self) -> str | None:
-        """What the method saw of the source, in words; ``None`` where it needs nothing."""
-        needs, limit = self.prepared.adapter.needs, self.prepared.spec.source_images
-        if not needs.source_data:
-            return None
-        labelled = "labelled " if needs.source_labels else ""
-        return f"first {limit} {labelled}clean images of the stream at most"
 
     def _save(self, step: int) -> None:
         self.folder.save(
@@ -290,7 +285,7 @@ class _Loop:
             "stream_hash": stream.hash,
             "weights": backbone.weights,
             "weight_hash": backbone.weight_hash,
-            "source_data": self._source_data(),
+            "source_data": None if self.prepared.images is None else self.prepared.images.words,
             "norm": spec.norm,
             "window": spec.window,
             "normalisation": f"mean={backbone.mean} std={backbone.std}, inside the model",

@@ -17,7 +17,7 @@ from streams.corruptions.names import CORRUPTIONS
 from streams.scan import scan
 
 # What a machine knows and a number does not depend on.
-_LOCAL = {"data_dir", "checkpoint"}
+_LOCAL = {"data_dir", "checkpoint", "source_dir"}
 _PROTOCOL_FIELDS = (
     *("corruptions", "severity", "batch_size", "shuffle", "num_examples"),
     *("setting_options", "order", "source_options", "open_set", "open_ratio"),
@@ -45,6 +45,7 @@ class RunSpec(BaseModel):
         norm_options: Options of that layer.
         window: Length of the sliding window for smaller batches (``tta.wrap``).
         source_images: At most so many clean images for a method that needs source data.
+        source_dir: Folder of the training images for such a method; ``data_dir`` where ``None``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +75,7 @@ class RunSpec(BaseModel):
     device: str
     dtype: Literal["float32", "float64"]
     data_dir: str | None
+    source_dir: str | None = None
 
     def identity(self, *context: str) -> str:
         """Hex digest of all that fixes the numbers, local paths left out, and of ``context``."""
@@ -101,6 +103,7 @@ def resolve(
     norm_options: Mapping[str, Any] | None = None,
     window: int = 1,
     source_images: int = 2000,
+    source_dir: str | None = None,
     **overrides: Any,
 ) -> RunSpec:
     """A complete spec from a few words.
@@ -121,6 +124,7 @@ def resolve(
         norm_options: As in ``tta.wrap``.
         window: As in ``tta.wrap``.
         source_images: At most so many clean images for a method that needs source data.
+        source_dir: Folder of the training images for such a method.
         **overrides: ``corruptions``, ``severity``, ``batch_size``, ``shuffle``, ``num_examples``,
             ``setting_options``, ``order``, ``source_options``, ``open_set``, ``open_ratio``;
             ``None`` keeps the protocol's.
@@ -173,6 +177,7 @@ def resolve(
             norm_options=dict(norm_options or {}),
             window=window,
             source_images=source_images,
+            source_dir=source_dir,
             **fields,
         )
     except ValidationError as error:

@@ -156,7 +156,7 @@ def membership_inference(
     ]
     question = asked.double().numpy()
     if attack == "svc":
-        from sklearn.svm import SVC  # type: ignore[import-untyped]
+        from sklearn.svm import SVC
 
         machine = SVC(C=3, kernel="rbf", gamma="auto")
         machine.fit(np.concatenate(chosen)[:, None], np.repeat([1, 0], size))

@@ -107,7 +107,7 @@ def cluster(embeddings: Tensor, clusters: int, seed: int) -> Tensor:
     Returns:
         Cluster ``(N,)`` of each row, from 0, without gaps.
     """
-    import sklearn.cluster as found  # type: ignore[import-untyped]
+    import sklearn.cluster as found
 
     rows = embeddings.detach().to("cpu", torch.float64).numpy()
     number = min(clusters, len(torch.unique(embeddings, dim=0)))

@@ -67,6 +67,17 @@ def _published(data_dir: Path) -> Pair:
     )
 
 
+def find_train(data_dir: Path) -> CleanImages | None:
+    """The 60,000 training images; ``None`` where the files are not there.
+
+    Raises:
+        StreamError: If they are damaged.
+    """
+    if any(_path(data_dir, f"train-{part}") is None for part in _PARTS):
+        return None
+    return _read(data_dir, "train")
+
+
 def _read(data_dir: Path, split: str) -> CleanImages:
     paths = tuple(_find(data_dir, f"{split}-{part}") for part in _PARTS)
     return _read_once(split, *((path.resolve(), path.stat().st_mtime_ns) for path in paths))
@@ -75,11 +86,18 @@ def _read(data_dir: Path, split: str) -> CleanImages:
 _PARTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 
-def _find(data_dir: Path, name: str) -> Path:
+def _path(data_dir: Path, name: str) -> Path | None:
     for folder in _FOLDERS:
         for path in (data_dir / folder / f"{name}.gz", data_dir / folder / name):
             if path.is_file():
                 return path
+    return None
+
+
+def _find(data_dir: Path, name: str) -> Path:
+    path = _path(data_dir, name)
+    if path is not None:
+        return path
     raise StreamError(
         f"no {name}.gz in {data_dir}: fetch the four files with 'tta-bench data fetch "
         "fashion-mnist', name the folder that holds them, or leave the folder out and learn from "

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import streams
 import tta
 from benchmarks import methods_page, resolve, run
 from benchmarks.cli import app
+from benchmarks.errors import UsageError
+from benchmarks.source_data import find_source
+from streams.types import CLEAN
 
 SMALL = {"num_examples": 24, "batch_size": 8, "corruptions": ("fog",)}
 ROOT = Path(__file__).parents[1]
@@ -36,15 +43,13 @@ def test_source_images_are_given_and_said(tmp_path: Path) -> None:
         for n in (8, 16)
     ]
     said = [row["source_data"] for row in rows]
-    assert said == [f"first {n} clean images of the stream at most" for n in (8, 16)]
+    assert said == [f"{n} clean test images that are not shown" for n in (8, 16)]
     assert rows[0]["run_id"] != rows[1]["run_id"]
     assert rows[0]["nll"] != rows[1]["nll"]
     assert run(resolve("tent", "fashion-mnist-c", **SMALL), tmp_path)["source_data"] is None
 
 
 def test_a_stream_without_clean_images_has_none_to_give(tmp_path: Path) -> None:
-    import numpy as np
-
     images = np.zeros((10, 32, 32, 3), np.uint8)
     np.save(tmp_path / "fog.npy", np.tile(images, (5, 1, 1, 1)))
     np.save(tmp_path / "labels.npy", np.tile(np.arange(10) % 10, 5))
@@ -54,6 +59,40 @@ def test_a_stream_without_clean_images_has_none_to_give(tmp_path: Path) -> None:
     )
     assert status == 2
     assert "eata needs source images" in err
+
+
+def test_source_images_are_not_those_that_are_evaluated(tmp_path: Path) -> None:
+    """Hidden images first, or training images where a folder holds them."""
+    stream = streams.create("fashion-mnist-c", num_examples=40, corruptions=["fog"])
+    spec = resolve("rmt", "fashion-mnist-c", num_examples=40, source_images=500)
+    found = find_source(spec, stream, True)
+    assert len(found.positions) == 500
+    assert not set(found.positions) & set(stream.plan.positions)
+    assert found.words == "500 labelled clean test images that are not shown"
+    x, y = next(found.batches(8, torch.float32, "cpu"))
+    assert y.tolist() == stream.source.labels[found.positions[:8]].tolist()
+    assert torch.equal(x, stream.source.images(found.positions[:8], CLEAN) / 255)
+
+    whole = streams.create("fashion-mnist-c", corruptions=["fog"])
+    with pytest.raises(tta.AdapterError, match=r"shows all but 0 of its own: .*--source-dir"):
+        find_source(spec, whole, True)
+    unlabelled = find_source(spec, whole, False)
+    assert unlabelled.words == "500 images of the stream, clean"
+
+    idx(tmp_path / "train-images-idx3-ubyte", np.arange(600 * 784) % 251, (600, 28, 28))
+    idx(tmp_path / "train-labels-idx1-ubyte", np.arange(600) % 10, (600,))
+    spec = resolve("rmt", "fashion-mnist-c", source_dir=str(tmp_path), source_images=50)
+    training = find_source(spec, whole, True)
+    assert training.words == "50 labelled images of Fashion-MNIST train"
+    _, y = next(training.batches(50, torch.float32, "cpu"))
+    assert y.tolist() == (training.positions % 10).tolist()
+    with pytest.raises(UsageError, match="no training images for fashion-mnist-c in"):
+        find_source(spec.model_copy(update={"source_dir": str(tmp_path / "no")}), whole, True)
+
+
+def idx(path: Path, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    head = struct.pack(">BBBB", 0, 0, 8, len(shape)) + struct.pack(f">{len(shape)}I", *shape)
+    path.write_bytes(head + values.astype(np.uint8).tobytes())
 
 
 def test_another_norm_is_another_run(tmp_path: Path) -> None:

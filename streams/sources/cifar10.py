@@ -10,6 +10,9 @@ from pathlib import Path
 from streams.cifar import CIFAR10, open_clean
 from streams.single import CleanSource
 
+# Training images of the source models: what methods with source data are fitted on.
+training_images = CIFAR10.find_train
+
 
 def open_source(data_dir: Path | None = None) -> CleanSource:
     """Open CIFAR-10 below ``data_dir`` (``data`` by default).

@@ -11,6 +11,9 @@ from pathlib import Path
 from streams.cifar import CIFAR100, open_corrupted
 from streams.types import ImageSource
 
+# Training images of the source models: what methods with source data are fitted on.
+training_images = CIFAR100.find_train
+
 
 def open_source(data_dir: Path | None = None) -> ImageSource:
     """Open CIFAR-100-C below ``data_dir`` (``data`` by default).

@@ -11,6 +11,9 @@ from pathlib import Path
 from streams.cifar import CIFAR10, PARQUET, open_corrupted
 from streams.types import ImageSource
 
+# Training images of the source models: what methods with source data are fitted on.
+training_images = CIFAR10.find_train
+
 __all__ = ["PARQUET", "open_source"]
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from streams.ccc import SMALL_IMAGES, CccSource, Pipeline, open_ccc, small_pipeline
 from streams.cifar import CIFAR10, open_clean
 
+# Training images of the source models: what methods with source data are fitted on.
+training_images = CIFAR10.find_train
+
 
 def open_pipeline(data_dir: Path | None = None) -> Pipeline:
     """Open CIFAR-10 below ``data_dir`` (``data`` by default).

@@ -10,6 +10,8 @@ from pathlib import Path
 from streams.single import CleanSource
 from streams.sources import fashion_mnist_c
 
+training_images = fashion_mnist_c.training_images
+
 
 def open_source(data_dir: Path | None = None) -> CleanSource:
     """The embedded images; ``data_dir`` is not needed and not read."""

@@ -24,6 +24,13 @@ def open_source(data_dir: Path | None = None) -> GeneratedSource:
     return GeneratedSource(clean=_clean())
 
 
+def training_images(folder: Path) -> CleanImages | None:
+    """The 60,000 training images, where ``folder`` holds the idx files; else ``None``."""
+    from streams.learning_fashion import find_train
+
+    return find_train(folder)
+
+
 @lru_cache(maxsize=1)
 def _clean() -> CleanImages:
     folder = files("streams") / "sources" / "data" / "fashion_mnist"

@@ -12,6 +12,8 @@ from pathlib import Path
 from streams.ccc import SMALL_IMAGES, CccSource, Pipeline, open_ccc, small_pipeline
 from streams.sources import fashion_mnist_c
 
+training_images = fashion_mnist_c.training_images
+
 
 def open_pipeline(data_dir: Path | None = None) -> Pipeline:
     """The embedded images; ``data_dir`` is not needed and not read."""
