@@ -17,6 +17,7 @@ from benchmarks.cli_options import AsJson
 from benchmarks.data_cli import app as data_app
 from benchmarks.describe_cli import describe
 from benchmarks.errors import UsageError
+from benchmarks.experiment_cli import experiment
 from benchmarks.run_cli import run
 
 app = typer.Typer(
@@ -114,6 +115,7 @@ def curves(
 
 
 app.command()(describe)
+app.command()(experiment)
 
 
 @app.command()
