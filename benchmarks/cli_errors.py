@@ -13,15 +13,21 @@ from tta.errors import AdapterError
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """One clear line and exit status 2 for what the user can correct; a traceback for the rest."""
+def user_errors(
+    interrupted: str = "--resume goes on from the last checkpoint",
+) -> Iterator[None]:
+    """One clear line and exit status 2 for what the user can correct; a traceback for the rest.
+
+    Args:
+        interrupted: What to do after Ctrl-C.
+    """
     try:
         yield
     except (UsageError, StreamError, AdapterError) as error:
         typer.echo(f"tta-bench: error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("tta-bench: interrupted; --resume goes on from the last checkpoint", err=True)
+        typer.echo(f"tta-bench: interrupted; {interrupted}", err=True)
         raise typer.Exit(130) from None
 
 

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from benchmarks.cli_errors import user_errors
 from benchmarks.errors import UsageError
-from streams.errors import StreamError
-from tta.errors import AdapterError
 
 app = typer.Typer(
     help="Data: what is there, fetch it, check it, generate it.",
@@ -28,7 +27,7 @@ Names = Annotated[list[str], typer.Argument(help="Data sets; 'tta-bench data sta
 @app.command()
 def status(data_dir: DataDir = Path("data"), as_json: AsJson = False) -> None:
     """List the known files, which of them are there, and where each stream looks."""
-    with _errors():
+    with user_errors("the same command goes on from here"):
         from streams.datasets import status as look
 
         files, streams = look(data_dir)
@@ -102,7 +101,7 @@ def fetch(
 
       tta-bench data fetch cifar10-c --data-dir DATA --mirror https://mirror.example.org/cifar
     """
-    with _errors():
+    with user_errors("the same command goes on from here"):
         from streams.datasets import choose, fetch_dataset, find
         from streams.fetch import Options
 
@@ -143,7 +142,7 @@ def verify(
 
     Exit status 2 if something is damaged.
     """
-    with _errors():
+    with user_errors("the same command goes on from here"):
         from streams.datasets import verify as check
 
         with _bars() as watch:
@@ -191,7 +190,7 @@ def generate(
 
       tta-bench data generate fashion-mnist --out sets/fashion --corruptions fog,snow
     """
-    with _errors():
+    with user_errors("the same command goes on from here"):
         from streams.corruptions.names import CORRUPTIONS
         from streams.generate import generate as write
 
@@ -242,7 +241,7 @@ def ccc_matrix(
 
       tta-bench data ccc-matrix fashion-mnist-ccc --backbone fashion-resnet --level hard
     """
-    with _errors():
+    with user_errors("the same command goes on from here"):
         from benchmarks.ccc_matrix import measure
 
         with _bars() as watch:
@@ -311,16 +310,3 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, Optional[int]], None]]]:
             return advance
 
         yield watch
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """One clear line and exit status 2 for what the user can correct; a traceback for the rest."""
-    try:
-        yield
-    except (UsageError, StreamError, AdapterError) as error:
-        typer.echo(f"tta-bench: error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("tta-bench: interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None

@@ -7,17 +7,16 @@ visits other domains than each corruption at each severity.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from streams import order
 from streams.errors import StreamError
+from streams.options import Option, Values, changed
 from streams.scan import scan
 from streams.types import Domain, Ints
 
-Option = float | int | str
 DomainMaker = Callable[[Sequence[str], "int | Sequence[int]"], list[Domain]]
 
 
@@ -51,12 +50,7 @@ class Request:
         Raises:
             StreamError: If it is out of range.
         """
-        value = float(self.options[name])
-        if low <= value <= high and not (open_low and value == low):
-            return value
-        least = f"above {low:g}" if open_low else f"at least {low:g}"
-        most = "" if math.isinf(high) else f" and at most {high:g}"
-        raise StreamError(f"{name}={self.options[name]} is out of range: it must be {least}{most}")
+        return Values(self.options).number(name, low, high, open_low=open_low)
 
     def choice(self, name: str, allowed: Sequence[Option]) -> Option:
         """An option that is one of ``allowed``.
@@ -98,17 +92,9 @@ def changed_options(setting: str, given: Mapping[str, Option] | None) -> dict[st
     Raises:
         StreamError: For an unknown name, with the nearest, or a value of another type.
     """
-    known, read = options(setting), {}
     if not isinstance(given or {}, Mapping):
         raise StreamError(f"setting options must be values by name, got {given!r}")
-    for name, value in sorted((given or {}).items()):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            have = f"it has {', '.join(known)}" if known else "it has none"
-            raise StreamError(f"setting {setting!r} has no option {name!r}{hint}; {have}")
-        read[name] = _typed(name, value, known[name][0])
-    return {name: value for name, value in read.items() if value != known[name][0]}
+    return changed(f"setting {setting!r}", options(setting), given)
 
 
 def domain_maker(setting: str) -> DomainMaker | None:
@@ -132,18 +118,3 @@ def make_plan(setting: str, request: Request) -> order.Plan:
     values = {name: default for name, (default, _) in options(setting).items()}
     values |= changed_options(setting, request.options)
     return plan(replace(request, options=values))
-
-
-def _typed(name: str, value: Option, default: Option) -> Option:
-    """``value``, a number or text such as a command line gives, as the type of ``default``."""
-    wanted = type(default)
-    try:
-        read = wanted(value)
-        # 2.5 for a whole number must not turn into 2, nor a number into text.
-        same = isinstance(value, str) or (wanted is not str and read == value)
-        if same and not (isinstance(read, float) and not math.isfinite(read)):
-            return read
-    except (TypeError, ValueError, OverflowError):
-        pass
-    words = {int: "an integer", float: "a finite number", str: "text"}[wanted]
-    raise StreamError(f"{name}={value!r} must be {words}")

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from streams import order, order_labels
-from streams.settings import Option, Request
+from streams.options import Option
+from streams.settings import Request
 from streams.types import Ints
 
 OPTIONS: dict[str, tuple[Option, str]] = {

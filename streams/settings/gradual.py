@@ -14,7 +14,8 @@ import numpy as np
 from streams import order
 from streams.errors import StreamError
 from streams.factory import domains_of
-from streams.settings import Option, Request
+from streams.options import Option
+from streams.settings import Request
 from streams.types import Domain
 
 OPTIONS: dict[str, tuple[Option, str]] = {

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from streams import order, order_labels
-from streams.settings import Option, Request
+from streams.options import Option
+from streams.settings import Request
 
 OPTIONS: dict[str, tuple[Option, str]] = {
     "ratio": (500_000.0, "imbalance ratio: the class in turn over any other; the paper's infinity"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from streams import order
-from streams.settings import Option, Request, mixed
+from streams.options import Option
+from streams.settings import Request, mixed
 from streams.settings.correlated import OPTIONS as CORRELATED
 from streams.settings.correlated import ordered
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from streams import order, order_labels
-from streams.settings import Option, Request
+from streams.options import Option
+from streams.settings import Request
 from streams.types import Domain, Ints
 
 OPTIONS: dict[str, tuple[Option, str]] = {

@@ -13,7 +13,8 @@ import numpy as np
 
 from streams import order
 from streams.errors import StreamError
-from streams.settings import Option, Request, make_plan
+from streams.options import Option
+from streams.settings import Request, make_plan
 from streams.settings.practical import OPTIONS as PRACTICAL
 
 OPTIONS: dict[str, tuple[Option, str]] = {

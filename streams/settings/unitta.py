@@ -11,8 +11,9 @@ import numpy as np
 
 from streams import order, order_labels, order_markov
 from streams.errors import StreamError
+from streams.options import Option
 from streams.order_markov import Chain
-from streams.settings import Option, Request
+from streams.settings import Request
 from streams.types import Ints
 
 OPTIONS: dict[str, tuple[Option, str]] = {
