@@ -168,6 +168,8 @@ def main() -> None:
     """Entry point of the script."""
     # timm 1.0.9 trips over it at import; nothing that a user could act on.
     warnings.filterwarnings("ignore", message=".*torch.jit.interface.*", category=FutureWarning)
+    # Avalanche looks for a solver that GEM alone needs.
+    warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
     app()
 
 

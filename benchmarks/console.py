@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
     """A tqdm bar on standard error that shows the running error; silent where it is no terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, unit="step", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(desc=title, unit="step", disable=None, **bar_size()) as bar:
         moved = False
 
         def advance(done: int, total: int, error_pct: float) -> None:
@@ -36,6 +38,18 @@ def progress_bar(title: str) -> Iterator[Progress]:
         bar.leave = moved
     if not moved:
         print(f"{title}: finished before and reused; --overwrite runs it again", file=sys.stderr)
+
+
+def bar_size() -> dict[str, Any]:
+    """Size of a tqdm bar: the terminal's, or a usual one where that is 0 x 0 (some containers)."""
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        known = False
+    if known:
+        return {"dynamic_ncols": True}
+    usual = shutil.get_terminal_size()
+    return {"ncols": usual.columns, "nrows": usual.lines}
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -296,12 +296,14 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, Optional[int]], None]]]:
     """Progress bars (tqdm) on standard error, one a title; silent where it is no terminal."""
     from tqdm import tqdm
 
+    from benchmarks.console import bar_size
+
     with ExitStack() as stack:
 
         def watch(title: str) -> Callable[[int, Optional[int]], None]:
             unit: Mapping[str, Any] = {"unit": "B", "unit_scale": True}
             unit = {"unit": "image"} if title.endswith(".npy") or "ccc " in title else unit
-            bar = stack.enter_context(tqdm(desc=title, disable=None, dynamic_ncols=True, **unit))
+            bar = stack.enter_context(tqdm(desc=title, disable=None, **bar_size(), **unit))
 
             def advance(done: int, total: Optional[int]) -> None:
                 bar.total = total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import streams
 import tta
 from benchmarks import methods_page, resolve, run
 from benchmarks.cli import app
+from benchmarks.console import progress_bar
 from benchmarks.errors import UsageError
 from benchmarks.source_data import find_source
 from streams.types import CLEAN
@@ -179,3 +181,27 @@ def test_what_was_taken_from_the_source_is_kept(
     file.write_bytes(b"damaged")
     assert run(spec, tmp_path / "third")["nll"] == first["nll"]
     assert file.stat().st_mtime_ns > stamp
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_a_bar_moves_in_a_terminal_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A pseudo-terminal that says 0 x 0, as in some containers, gets a bar as well."""
+    import fcntl
+    import os
+    import termios
+
+    for rows, columns in ((0, 0), (24, 60)):
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+        with os.fdopen(theirs, "w") as terminal:
+            monkeypatch.setattr(sys, "stderr", terminal)
+            with progress_bar("tent s0") as advance:
+                advance(1, 2, 12.5)
+            terminal.flush()
+            monkeypatch.undo()
+            shown = os.read(ours, 10_000).decode()
+        os.close(ours)
+        assert "tent s0:  50%" in shown
+        assert "1/2" in shown
