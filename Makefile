@@ -18,7 +18,7 @@ bench: $(VENV)/.bench-installed
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# The part of the suite that `make test` leaves out: further options of every method.
+# The part of the suite that `make test` leaves out: further options of every method, two long traces.
 slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 

@@ -17,7 +17,7 @@ from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write
 from benchmarks.results import TIMING_FIELDS
 from continual.evaluate import Evaluation
-from continual.metrics import Course, Timeline, learning_metrics, recovery_length
+from continual.metrics import FORMS, METRICS, Course, Timeline, learning_metrics, recovery_length
 from streams.learning_types import Experience, LearningStream, Segment
 from streams.types import Domain
 
@@ -97,6 +97,14 @@ def row_domains(item: Experience | Segment) -> tuple[Domain, ...]:
         )
         for domain in inner
     )
+
+
+MEASURES = (
+    "error_pct",
+    *(f"{form}_{metric}_pct" for form in FORMS for metric in METRICS),
+    *("online_error_pct", "segment_error_pct", "worst_segment_error_pct", "recovery_steps"),
+)
+"""Columns of ``summarise`` that a table of several runs may show, whatever the stream."""
 
 
 def summarise(

@@ -69,6 +69,7 @@ def test_differences_are_paired_by_seed():
     [
         (("seeds = [0, 1]", "seeds = 3"), "seeds=3"),
         (('baseline = "naive"', 'baseline = "nave"'), "compared with 'nave'"),
+        (("_forgetting_pct", "_forgeting_pct"), "did you mean 'class_incremental_forgetting_pct'"),
         (("[set]", "[set"), "small: "),
         (("title =", "titel ="), "title"),
     ],
@@ -76,6 +77,19 @@ def test_differences_are_paired_by_seed():
 def test_a_wrong_file_is_one_line(change, message):
     with pytest.raises(UsageError, match=message):
         parse("small", SMALL.replace(*change))
+
+
+def test_a_metric_that_is_not_defined_leaves_its_cells_empty():
+    """A variant without a value has no mean, no interval and no difference, the others theirs."""
+    made = parse("small", SMALL)
+    first, second = made.metrics
+    runs = {
+        "naive": [{first: None, second: 1.0}, {first: 50.0, second: 2.0}],
+        "replay": [{first: 13.0, second: 1.0}, {first: 53.0, second: 2.0}],
+    }
+    naive, replay = table(made, runs)
+    assert (naive[first], replay[first], replay["difference"]) == (None, 33.0, None)
+    assert naive[second] == 1.5
 
 
 def test_the_command_runs_lists_and_does_not_run_twice(tmp_path: Path):

@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).parent
 SCRIPT = ROOT / "parity" / "run_trace.py"
 TRACES = sorted(Path(os.environ.get("TTA_SHARED", "."), "traces").glob("*.npz"))
+# The longest two; the official code's traces of the same methods stay in the quick part.
+SLOW = {"cotta_hflip", "petal_fim_hflip"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,13 @@ def run_trace():
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("trace", TRACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "trace",
+    [
+        pytest.param(t, marks=[pytest.mark.slow] if t.stem in SLOW else [], id=t.stem)
+        for t in TRACES
+    ],
+)
 def test_trace(trace: Path, shared: Path, run_trace) -> None:
     weights = shared / "data" / "weights" / "resnet20-12fca82f.th"
     floor = run_trace.noise_floor(trace)

@@ -16,9 +16,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.errors import UsageError
+from benchmarks.learning_results import MEASURES
 from benchmarks.learning_runner import run as run_spec
 from benchmarks.learning_spec import LearningSpec, resolve_learning
 from benchmarks.spec import one_line
+from tta.config import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -115,13 +117,19 @@ def parse(name: str, text: str) -> Experiment:
     """An experiment from the text of its file.
 
     Raises:
-        UsageError: If it is not valid TOML, or a field or baseline is wrong.
+        UsageError: If it is not valid TOML, or a field, metric or baseline is wrong.
     """
     try:
         made = Experiment(**tomllib.loads(text))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         words = one_line(error) if isinstance(error, ValidationError) else str(error)
         raise UsageError(f"{name}: {words}") from error
+    for metric in made.metrics:
+        if metric not in MEASURES:
+            raise UsageError(
+                f"{name}: no metric {metric!r}{did_you_mean(metric, MEASURES)}; "
+                f"known: {', '.join(MEASURES)}"
+            )
     for row, variant in made.variants.items():
         if variant.baseline is not None and variant.baseline not in made.variants:
             raise UsageError(f"{name}: {row!r} is compared with {variant.baseline!r}, no variant")
@@ -174,19 +182,22 @@ def table(
         runs = results[name]
         row: dict[str, Any] = {"variant": name, "method": variant.method, "seeds": len(runs)}
         for metric in experiment.metrics:
-            values = [run.get(metric) for run in runs]
-            if any(value is None for value in values) or not values:
-                row[metric] = row[f"{metric}_ci95"] = None
-                continue
-            row[metric], row[f"{metric}_ci95"] = interval([float(v) for v in values])  # type: ignore[arg-type]
+            values = [run[metric] for run in runs]
+            row[metric] = row[f"{metric}_ci95"] = None
+            if values and None not in values:
+                row[metric], row[f"{metric}_ci95"] = interval(values)
         row["baseline"] = variant.baseline
         row["difference"] = row["difference_ci95"] = None
         if variant.baseline is not None:
             metric = experiment.metrics[0]
-            pairs = zip(runs, results[variant.baseline], strict=True)
-            row["difference"], row["difference_ci95"] = interval(
-                [float(mine[metric]) - float(other[metric]) for mine, other in pairs]
-            )
+            pairs = [
+                (mine[metric], other[metric])
+                for mine, other in zip(runs, results[variant.baseline], strict=True)
+            ]
+            if pairs and None not in {value for pair in pairs for value in pair}:
+                row["difference"], row["difference_ci95"] = interval(
+                    [mine - other for mine, other in pairs]
+                )
         rows.append(row)
     return rows
 
