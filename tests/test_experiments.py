@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.errors import UsageError
-from benchmarks.experiments import experiments, interval, markdown, parse, table
+from benchmarks.experiments import experiments, interval, markdown, parse, run, table
+from benchmarks.learning_setup import prepare
+from streams.errors import StreamError
 
 SMALL = """
 title = "replay or not"
@@ -34,12 +36,24 @@ set = { "replay.size" = 20 }
 
 
 def test_every_experiment_can_be_run():
-    """Each variant of each file resolves to a spec; nothing is trained."""
+    """Each variant of each file can be built, as far as it needs no download; none is trained."""
     found = experiments()
     assert len(found) >= 6
     for made in found.values():
         for name in made.variants:
-            assert made.spec(name, 3, None).seed == 3
+            spec = made.spec(name, 3, None)
+            assert spec.seed == 3
+            if "cifar" not in made.stream:
+                assert prepare(spec).spec is spec
+
+
+def test_a_variant_that_cannot_be_built_stops_all_before_they_run(tmp_path: Path):
+    text = SMALL + '[variants.none]\nmethod = "naive"\nsetting_set = { mode = "none" }\n'
+    made = parse("small", text.replace("[set]", 'setting = "revisits"\n[set]'))
+    made = made.model_copy(update={"setting_set": {"budget": 0.5}})
+    with pytest.raises(StreamError, match="mode 'none' takes no budget"):
+        run(made, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_intervals_by_hand():

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from benchmarks.errors import UsageError
 from benchmarks.learning_results import MEASURES
 from benchmarks.learning_runner import run as run_spec
+from benchmarks.learning_setup import prepare
 from benchmarks.learning_spec import LearningSpec, resolve_learning
 from benchmarks.spec import one_line
 from tta.config import did_you_mean
@@ -155,8 +156,12 @@ def run(
             called after each step (``benchmarks.console.progress_bar``).
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in experiment.variants}
+    chosen = tuple(seeds or experiment.seeds)
+    for name in experiment.variants:
+        # A variant that cannot be run says so before the others have run.
+        prepare(experiment.spec(name, chosen[0], data_dir))
     # Seed by seed: an interrupted experiment has whole columns to compare.
-    for seed in seeds or experiment.seeds:
+    for seed in chosen:
         for name in experiment.variants:
             spec = experiment.spec(name, seed, data_dir)
             if progress is None:
