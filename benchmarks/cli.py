@@ -14,11 +14,18 @@ import typer
 
 from benchmarks.cli_errors import user_errors
 from benchmarks.cli_options import AsJson
+from benchmarks.compare_cli import compare
 from benchmarks.data_cli import app as data_app
 from benchmarks.describe_cli import describe
 from benchmarks.errors import UsageError
 from benchmarks.experiment_cli import experiment
+from benchmarks.report_cli import report
+from benchmarks.reproduce_cli import reproduce
+from benchmarks.results_cli import app as results_app
 from benchmarks.run_cli import run
+from benchmarks.sweep_cli import sweep
+from benchmarks.tune_cli import tune
+from benchmarks.watch_cli import watch
 
 app = typer.Typer(
     name="tta-bench",
@@ -32,6 +39,7 @@ app = typer.Typer(
 new_app = typer.Typer(help="Start a method of your own.", no_args_is_help=True)
 app.add_typer(new_app, name="new")
 app.add_typer(data_app, name="data")
+app.add_typer(results_app, name="results")
 
 
 app.command()(run)
@@ -114,8 +122,8 @@ def curves(
         typer.echo(f"written: {save_png(find_runs(results), out, masked=masked)}")
 
 
-app.command()(describe)
-app.command()(experiment)
+for command in (describe, experiment, sweep, watch, tune, compare, reproduce, report):
+    app.command()(command)
 
 
 @app.command()

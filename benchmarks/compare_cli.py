@@ -1,0 +1,7 @@
+"""``tta-bench compare``."""
+
+from __future__ import annotations
+
+
+def compare() -> None:
+    """Say in words why two runs differ."""
