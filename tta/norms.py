@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from tta import moments
 from tta.config import param
 from tta.errors import AdapterError
 from tta.optim import GradientConfig
@@ -207,8 +208,7 @@ class _Blend:
         self.own = (mean, var)
         alpha = len(x) / (self.prior + len(x)) if self.alpha is None else self.alpha
         with torch.no_grad():
-            dims = [d for d in range(x.ndim) if d != 1]
-            batch_var, batch_mean = torch.var_mean(x, dims, correction=1)
+            batch_var, batch_mean = moments.of_batch(x, correction=1)
             module._buffers["running_mean"] = (1 - alpha) * mean + alpha * batch_mean
             module._buffers["running_var"] = (1 - alpha) * var + alpha * batch_var
 

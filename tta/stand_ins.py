@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tta import moments
 from tta.errors import AdapterError
 
 
@@ -111,7 +112,7 @@ class RobustBN(StandIn):
         """``(B, C, ...)``."""
         if not self.moving:
             return self.by_running(x)
-        batch_var, batch_mean = torch.var_mean(x, _all_but_channels(x), correction=0)
+        batch_var, batch_mean = moments.of_batch(x)
         mean = (1 - self.alpha) * self.running_mean + self.alpha * batch_mean
         var = (1 - self.alpha) * self.running_var + self.alpha * batch_var
         self.running_mean.copy_(mean.detach())
@@ -161,7 +162,7 @@ class IABN(StandIn):
         positions = x[0, 0].numel()
         if positions <= self.skip_positions:
             return self.scale_and_shift(x, mean, var)
-        own_var, own_mean = torch.var_mean(x, list(range(2, x.ndim)), correction=1)
+        own_var, own_mean = moments.of_images(x, correction=1)
         spread = var + self.eps
         mean_band = self.k * (spread / positions).sqrt()
         var_band = self.k * spread * (2 / (positions - 1)) ** 0.5
@@ -174,7 +175,7 @@ class IABN(StandIn):
         several = x.numel() > x.shape[1]  # one value per channel has no variance
         if not (several and (self.training or self.batch_statistics)):
             return self.running_mean, self.running_var
-        var, mean = torch.var_mean(x, _all_but_channels(x), correction=1)
+        var, mean = moments.of_batch(x, correction=1)
         if self.training and self.moving:
             self.running_mean.lerp_(mean.detach(), self.batch_momentum)
             self.running_var.lerp_(var.detach(), self.batch_momentum)
@@ -184,10 +185,6 @@ class IABN(StandIn):
 def widened(x: Tensor) -> Tensor:
     """At least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _all_but_channels(x: Tensor) -> list[int]:
-    return [d for d in range(x.ndim) if d != 1]
 
 
 def _shrink(x: Tensor, band: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tta import moments
 from tta.stand_ins import StandIn, whole, widened, within
 
 
@@ -64,7 +65,7 @@ class UnMixTNS(StandIn):
         """``(B, C, ...)``."""
         if x.ndim < 4:
             return self.by_running(x)
-        own_var, own_mean = torch.var_mean(x, list(range(2, x.ndim)), correction=0)
+        own_var, own_mean = moments.of_images(x)
         with torch.no_grad():
             share = self.shares(own_mean)
         mean, var = self.mixture(share, own_mean, own_var)
