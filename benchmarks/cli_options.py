@@ -75,6 +75,14 @@ SourceDir = Annotated[
     Optional[Path],
     typer.Option(help="Folder of training images for those methods; --data-dir by default."),
 ]
+Mean = Annotated[
+    Optional[str],
+    typer.Option(help="Channel means in the model, 0.5,0.5,0.5; the backbone's own by default."),
+]
+Std = Annotated[
+    Optional[str],
+    typer.Option(help="Channel deviations in the model; the backbone's own by default."),
+]
 NumTasks = Annotated[
     Optional[int], typer.Option(help="Learning streams: number of tasks; the stream's by default.")
 ]

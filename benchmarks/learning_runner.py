@@ -20,6 +20,7 @@ from benchmarks.learning_setup import Prepared, prepare
 from benchmarks.learning_spec import LearningSpec
 from benchmarks.machine import device_name, package_version, peak_memory, versions
 from benchmarks.results import SCHEMA_VERSION, RunFolder
+from benchmarks.tracking import Tracker, tracked
 from continual.evaluate import Evaluation
 from continual.forgetting import RelapseWatch, forget_report
 from continual.learner import Step
@@ -37,6 +38,7 @@ def run(
     overwrite: bool = False,
     checkpoint_seconds: float = 10.0,
     progress: Progress | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Run a spec, or take up a run where it was interrupted, and return its row.
 
@@ -48,6 +50,7 @@ def run(
         checkpoint_seconds: Least time between checkpoints; 0 writes one after every step.
         progress: Called after each step with (steps done, steps as planned, online error of the
             present item so far in percent).
+        tracker: Told of every step and of the end (``make_tracker``); changes no number.
 
     Returns:
         The flat row of ``result.json``. A finished run of the same spec is returned as it is.
@@ -62,6 +65,7 @@ def run(
         overwrite=overwrite,
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
+        tracker=tracker,
     )
 
 
@@ -73,16 +77,18 @@ def run_prepared(
     overwrite: bool = False,
     checkpoint_seconds: float = 10.0,
     progress: Progress | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """As ``run``, with what ``prepare`` built."""
     folder = RunFolder(out / prepared.folder_name)
     said = prepared.spec.model_dump(mode="json") | {"run_id": prepared.run_id}
     if (row := folder.open(said, resume=resume, overwrite=overwrite)) is not None:
         return row
-    recorder = Recorder(prepared, folder, checkpoint_seconds, progress)
-    recorder.restore()
-    prepared.life.run(recorder)
-    return recorder.finish()
+    with tracked(tracker, folder, said):
+        recorder = Recorder(prepared, folder, checkpoint_seconds, progress)
+        recorder.restore()
+        prepared.life.run(recorder)
+        return recorder.finish()
 
 
 class Recorder:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-import typing
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from inspect import cleandoc
@@ -16,14 +15,16 @@ import tta
 from benchmarks.protocols import presets
 from tta.adapter import Adapter
 from tta.factory import adapters
+from tta.published import Published
 
 _INTRODUCTION = """\
 # Methods
 
 Written from the code by `python -m benchmarks.methods_page docs/methods.md`; a test keeps it up to
 date. Each section gives the paper, the reference code, every deviation from it, the options with
-their defaults, the presets by stream, and the published figures with their source. How the outputs
-were compared with those of the original implementations is on the page [parity](parity.md).
+their defaults, the presets by stream, and the published figures with their source, which the page
+[reproduced figures](reproduce.md) sets beside ours. How the outputs were compared with those of the
+original implementations is on the page [parity](parity.md).
 
 `tta-bench describe --method NAME` prints the options in a terminal.
 
@@ -68,7 +69,7 @@ def _section(name: str) -> str:
     text = text.replace("\nDeviations", "\n**Deviations**")
     parts = [f"\n## {name}\n", adapters.summary(name), "", text, "", *_options(cls)]
     parts += _presets(name)
-    parts += _published(getattr(module, "PUBLISHED", {}))
+    parts += _published(getattr(module, "PUBLISHED", ()))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -97,13 +98,14 @@ def _presets(name: str) -> list[str]:
     return ["Presets:", "", *lines, ""]
 
 
-def _published(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _published(figures: Sequence[Published]) -> list[str]:
     if not figures:
         return []
     lines = ["| published | error % | where |", "|---|---:|---|"]
-    for key, figure in figures.items():
-        error = typing.cast(float, figure["error_pct"])
-        lines.append(f"| {key} | {error:g} | {figure['where']} |")
+    for figure in figures:
+        options = [f"{name}={_value(value)}" for name, value in figure.options.items()]
+        said = [f"{figure.source}, {figure.place}", *options, *filter(None, [figure.note])]
+        lines.append(f"| {figure.key} | {figure.error_pct:g} | {'; '.join(said)} |")
     return [*lines, ""]
 
 

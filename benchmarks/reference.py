@@ -36,12 +36,13 @@ class SourceReference:
     known: bool = False
 
     @classmethod
-    def open(
-        cls, model: nn.Module, weight_hash: str, stream: Stream, device: str
-    ) -> SourceReference:
-        """The reference of a model on a stream, from the cache where it is there."""
+    def open(cls, model: nn.Module, model_key: str, stream: Stream, device: str) -> SourceReference:
+        """The reference of a model on a stream, from the cache where it is there.
+
+        ``model_key`` names its weights and its normalisation.
+        """
         # Devices and versions round differently: a hit at the border may change sides.
-        key = f"{weight_hash}/{stream.hash}/{stream.dtype}/{device}/{torch.__version__}"
+        key = f"{model_key}/{stream.hash}/{stream.dtype}/{device}/{torch.__version__}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         made = cls(model=model, file=cache_dir() / "source" / f"{name}.json")
         try:

@@ -1,7 +1,7 @@
-"""A results folder: ``spec.json``, ``steps.parquet``, ``result.json``, ``checkpoint/``.
+"""A run's folder: ``spec.json``, ``steps.parquet``, ``result.json``, ``checkpoint/``.
 
 Every file appears whole or not at all. ``result.json`` is written last: a folder that has it is a
-finished run.
+finished run. Its row also stands in the store of the results folder, where rows outlive folders.
 """
 
 from __future__ import annotations
@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write, write_json
+from benchmarks.store import FILE, SUFFIX, Store
+
+if TYPE_CHECKING:
+    from benchmarks.tracking import Tracker
 
 SCHEMA_VERSION = 1
 # The only fields of result.json in which a resumed run may differ from an uninterrupted one.
 TIMING_FIELDS = ("seconds", "images_per_second", "seconds_per_1k", "peak_mem_mib")
+# What every row has.
+IDENTITY = ("run_id", "method", "stream", "setting", "seed")
 
 _BINS = pa.list_(pa.int32())
 STEP_SCHEMA = pa.schema(
@@ -64,7 +71,9 @@ class RunFolder:
         self.path = path
         self.result_file = path / "result.json"
         self.steps_file = path / "steps.parquet"
+        self.store = Store(path.parent)
         self._checkpoint = path / "checkpoint"
+        self.tracker: Tracker | None = None
         self._parts: list[str] = []
         self._pending: list[dict[str, Any]] = []
 
@@ -87,13 +96,19 @@ class RunFolder:
             UsageError: If an unfinished run is in the way, or the folder cannot be written.
         """
         if self.finished and not overwrite:
-            return self.read_result()
+            row = self.read_result()
+            # A finished run can also be read where nothing can be written.
+            with suppress(UsageError):
+                if not self.store.has(row["run_id"]):
+                    self.store.put(row)
+            return row
         if self.started and not (resume or overwrite):
             raise UsageError(
                 f"{self.path} holds an unfinished run: --resume goes on, --overwrite starts again"
             )
         if overwrite:
             self.clear()
+            self.store.remove([spec["run_id"]])
         self.create(spec)
         return None
 
@@ -123,9 +138,13 @@ class RunFolder:
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows until the next checkpoint."""
         self._pending.extend(rows)
+        if self.tracker is not None:
+            self.tracker.step(rows)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write pending rows as a part file, then the state that refers to it."""
+        import torch
+
         if self._pending:
             name = f"steps-{len(self._parts):06d}.parquet"
             with atomic_write(self._checkpoint / name) as temporary:
@@ -141,6 +160,8 @@ class RunFolder:
         Raises:
             UsageError: If the checkpoint is damaged.
         """
+        import torch
+
         file = self._checkpoint / "state.pt"
         if not file.is_file():
             return None
@@ -158,7 +179,11 @@ class RunFolder:
         return columns_of(table)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write ``steps.parquet``, then ``result.json``, then drop the checkpoint."""
+        """Write ``steps.parquet``, then ``result.json``, drop the checkpoint, and tell the store.
+
+        Raises:
+            UsageError: If the store cannot be written; the run is finished all the same.
+        """
         with (
             atomic_write(self.steps_file) as temporary,
             pq.ParquetWriter(temporary, STEP_SCHEMA) as writer,
@@ -168,6 +193,9 @@ class RunFolder:
             writer.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA))
         write_json(self.result_file, result)
         shutil.rmtree(self._checkpoint)
+        if self.tracker is not None:
+            self.tracker.finish(result)
+        self.store.put(result)
 
 
 def columns_of(table: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
@@ -175,20 +203,91 @@ def columns_of(table: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
     return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
+@dataclass(frozen=True)
+class Found:
+    """A row, and the ``result.json`` or the store that it was read from."""
+
+    row: dict[str, Any]
+    file: Path
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the run."""
+        return str(self.row["run_id"])
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder; ``None`` where only a store knows of it."""
+        return None if self.file.suffix == SUFFIX else self.file.parent
+
+
 def find_results(roots: Sequence[Path]) -> list[dict[str, Any]]:
-    """Rows of all finished runs below the given folders.
+    """Rows of all finished runs below the given folders, each run once.
+
+    Rows are read from the runs' folders, then from the stores.
 
     Raises:
         UsageError: If a folder is missing, or none holds a finished run.
     """
-    files: list[Path] = []
-    for root in roots:
-        if not root.exists():
-            raise UsageError(f"{root} does not exist; run 'tta-bench run --out {root} …' first")
-        files += [root] if root.is_file() else sorted(root.rglob("result.json"))
-    if not files:
+    rows: dict[str, dict[str, Any]] = {}
+    for found in find_all(roots):
+        rows.setdefault(found.run_id, found.row)
+    if not rows:
         raise UsageError(f"no finished run in {', '.join(map(str, roots))}")
-    return [read_result(file) for file in files]
+    return list(rows.values())
+
+
+def find_folders(roots: Sequence[Path]) -> dict[str, Path]:
+    """Folder of each finished run below the given folders that has one, by ``run_id``.
+
+    Raises:
+        UsageError: If a folder is missing, or a result is damaged.
+    """
+    folders: dict[str, Path] = {}
+    for found in find_all(roots, stores=False):
+        folders.setdefault(found.run_id, found.file.parent)
+    return folders
+
+
+def find_all(roots: Sequence[Path], *, stores: bool = True) -> list[Found]:
+    """Every row below the given folders, those of ``result.json`` files first; runs may repeat.
+
+    Args:
+        roots: Folders, or single ``result.json`` and ``results.sqlite`` files.
+        stores: Whether to read the stores too.
+
+    Raises:
+        UsageError: If a folder is missing, or a file is damaged.
+    """
+    files = [file for root in roots for file in below(root, "result.json")]
+    found = [Found(read_result(file), file) for file in files]
+    for file in find_stores(roots) if stores else ():
+        found += [Found(checked(row, file), file) for row in Store(file).rows()]
+    return found
+
+
+def find_stores(roots: Sequence[Path]) -> list[Path]:
+    """Files of the stores below the given folders."""
+    return list(dict.fromkeys(file for root in roots for file in below(root, FILE)))
+
+
+def below(root: Path, name: str) -> list[Path]:
+    """Files of a name in a folder and below it, hidden folders aside; or ``root``, if it is one.
+
+    Raises:
+        UsageError: If there is no such folder.
+    """
+    if not root.exists():
+        raise UsageError(f"{root} does not exist; run 'tta-bench run --out {root} …' first")
+    if root.is_file():
+        # A store may have another name, but not another suffix; all else is a result.
+        return [root] if (root.suffix == SUFFIX) == (name == FILE) else []
+    return sorted(
+        file
+        for file in root.rglob(name)
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(root).parts[:-1])
+    )
 
 
 def read_result(file: Path) -> dict[str, Any]:
@@ -198,10 +297,22 @@ def read_result(file: Path) -> dict[str, Any]:
         UsageError: If it is damaged or of another schema version.
     """
     try:
-        row: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        version = row["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        row = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{file} is not a result of tta-bench; remove it") from error
+    return checked(row, file)
+
+
+def checked(row: Any, file: Path) -> dict[str, Any]:
+    """A row that was read from a file, if it is one.
+
+    Raises:
+        UsageError: If it is not, or of another schema version.
+    """
+    fields: dict[str, Any] = row if isinstance(row, dict) else {}
+    version = fields.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise UsageError(f"{file} has schema {version}, this version reads {SCHEMA_VERSION}")
-    return row
+    if any(key not in fields for key in ("schema_version", *IDENTITY)):
+        raise UsageError(f"{file} is not a result of tta-bench; remove it")
+    return fields

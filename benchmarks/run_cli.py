@@ -17,6 +17,7 @@ from benchmarks.cli_options import (
     Corruption,
     DataDir,
     EvalEvery,
+    Mean,
     Names,
     Norm,
     NormOptions,
@@ -31,6 +32,7 @@ from benchmarks.cli_options import (
     SourceDir,
     SourceImages,
     SourceOptions,
+    Std,
     StreamName,
     Subset,
     Window,
@@ -38,6 +40,7 @@ from benchmarks.cli_options import (
 )
 from benchmarks.errors import UsageError
 from benchmarks.words import (
+    read_floats,
     read_integers,
     read_methods,
     read_numbers,
@@ -79,11 +82,16 @@ def run(
     norm: Norm = None,
     norm_set: NormOptions = None,
     window: Window = 1,
+    mean: Mean = None,
+    std: Std = None,
     source_images: SourceImages = 2000,
     source_dir: SourceDir = None,
     num_tasks: NumTasks = None,
     eval_every: EvalEvery = None,
     carry: Carry = None,
+    tuned: Annotated[
+        Optional[Path], typer.Option(help="Options that 'tta-bench tune' found; --set goes over.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -97,6 +105,10 @@ def run(
     workers: Annotated[
         int, typer.Option(help="Processes that make batches ahead; changes no number.", min=0)
     ] = 0,
+    log: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Also tell tensorboard, mlflow or wandb, in the results folder; repeat."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run methods over a stream and print their error per domain, or their accuracy per task.
@@ -120,6 +132,7 @@ def run(
         from benchmarks.allocator import keep_freed_memory
         from benchmarks.console import progress_bar, results_table
         from benchmarks.learning_cli import is_learning, refuse
+        from benchmarks.tracking import make_tracker
 
         keep_freed_memory()
         learning = is_learning(stream)
@@ -139,6 +152,7 @@ def run(
             "resume": resume,
             "overwrite": overwrite,
             "checkpoint_seconds": checkpoint_seconds,
+            "tracker": make_tracker(read_split(log)) if log else None,
         }
         # All specs are built before the first runs: a wrong last method wastes nothing.
         run_spec: Callable[..., dict[str, Any]]
@@ -151,7 +165,8 @@ def run(
             said |= {"--corruptions": corruptions, "--subset": subset, "--open-set": open_set}
             said |= {"--open-ratio": open_ratio, "--norm": norm, "--norm-set": norm_set}
             said |= {"--window": window != 1, "--dtype": dtype != "float32"}
-            said |= {"--source-dir": source_dir}
+            said |= {"--source-dir": source_dir, "--mean": mean, "--std": std}
+            said |= {"--tuned": tuned}
             refuse(said, "has no effect on a learning stream")
             specs, by_pattern = learning_specs(
                 read_split(method),
@@ -173,7 +188,12 @@ def run(
             said |= {"--carry/--no-carry": None if carry is None else True}
             refuse(said, "is for learning streams ('tta-bench list learning-streams')")
             methods, by_pattern = read_methods(read_split(method))
-            options = read_options(set_ or [], methods)
+            options: dict[str, dict[str, Any]] = {**read_options(set_ or [], methods)}
+            if tuned is not None:
+                from benchmarks.tuned import read_tuned
+
+                found = read_tuned(tuned)
+                options = {name: found.options(name) | options[name] for name in methods}
             again["workers"] = workers
             specs = [
                 resolve(
@@ -193,12 +213,16 @@ def run(
                     norm=norm,
                     norm_options=read_numbers(read_pairs(norm_set, "--norm-set")),
                     window=window,
+                    mean=read_floats("mean", mean),
+                    std=read_floats("std", std),
                     source_dir=str(source_dir) if source_dir else None,
                     **common,
                 )
                 for name in methods
                 for value in seeds
             ]
+            if tuned is not None:
+                specs = found.mark(specs)
         rows = []
         for spec in specs:
             with (

@@ -28,6 +28,7 @@ from benchmarks.reference import SourceReference, clean_counts
 from benchmarks.results import SCHEMA_VERSION, RunFolder
 from benchmarks.source_data import SourceImages, find_source, fit_source
 from benchmarks.spec import RunSpec
+from benchmarks.tracking import Tracker, tracked
 from streams.feed import batches
 from streams.types import Stream
 from tta.backbones import Backbone, load
@@ -48,6 +49,12 @@ class Prepared:
     images: SourceImages | None = None
 
     @property
+    def model_key(self) -> str:
+        """What fixes the unadapted model's answers: weights and normalisation."""
+        backbone = self.backbone
+        return f"{backbone.weight_hash}/{backbone.mean}/{backbone.std}"
+
+    @property
     def folder_name(self) -> str:
         """Readable and unique name of the run's folder."""
         spec = self.spec
@@ -64,31 +71,16 @@ def prepare(spec: RunSpec) -> Prepared:
         tta.AdapterError: If the backbone or the method cannot be had as asked.
         streams.StreamError: If the data is missing or damaged.
     """
-    dtype = torch.float64 if spec.dtype == "float64" else torch.float32
     check_device(spec.device)
-    stream = streams.create(
-        spec.stream,
-        setting=spec.setting,
-        severity=spec.severity,
-        corruptions=spec.corruptions,
-        num_examples=spec.num_examples,
-        batch_size=spec.batch_size,
-        seed=spec.seed,
-        shuffle=spec.shuffle,
-        data_dir=spec.data_dir,
-        dtype=dtype,
-        setting_options=spec.setting_options,
-        order=spec.order,
-        source_options=spec.source_options,
-        open_set=spec.open_set,
-        open_ratio=spec.open_ratio,
-    )
+    stream = open_stream(spec)
     backbone = load(
         spec.backbone,
         checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
+        mean=spec.mean,
+        std=spec.std,
     )
     backbone = _matched(backbone, stream)
-    backbone.model.to(device=spec.device, dtype=dtype).eval().requires_grad_(False)
+    backbone.model.to(device=spec.device, dtype=stream.dtype).eval().requires_grad_(False)
     sample = stream.batch(0).x[:1].to(spec.device)
     try:
         with torch.no_grad():
@@ -117,6 +109,32 @@ def prepare(spec: RunSpec) -> Prepared:
     return Prepared(spec, stream, backbone, adapter, run_id, images)
 
 
+def open_stream(spec: RunSpec) -> Stream:
+    """The stream of a run, planned; no image is read yet.
+
+    Raises:
+        streams.StreamError: If the data is missing or damaged, or a value does not fit it.
+    """
+    return streams.create(
+        spec.stream,
+        setting=spec.setting,
+        severity=spec.severity,
+        corruptions=spec.corruptions,
+        num_examples=spec.num_examples,
+        skip_examples=spec.skip_examples,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        shuffle=spec.shuffle,
+        data_dir=spec.data_dir,
+        dtype=torch.float64 if spec.dtype == "float64" else torch.float32,
+        setting_options=spec.setting_options,
+        order=spec.order,
+        source_options=spec.source_options,
+        open_set=spec.open_set,
+        open_ratio=spec.open_ratio,
+    )
+
+
 def _matched(backbone: Backbone, stream: Stream) -> Backbone:
     """The backbone with the stream's classes: its own, or the part of them that the stream has."""
     if backbone.num_classes == stream.num_classes:
@@ -140,6 +158,7 @@ def run(
     checkpoint_seconds: float = 10.0,
     workers: int = 0,
     progress: Progress | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Run a spec, or take up a run where it was interrupted, and return its row.
 
@@ -151,6 +170,7 @@ def run(
         checkpoint_seconds: Least time between checkpoints; 0 writes one after every step.
         workers: Processes that make batches ahead of the adapter; no number depends on it.
         progress: Called after each step with (steps done, steps, error so far in percent).
+        tracker: Told of every step and of the end (``make_tracker``); changes no number.
 
     Returns:
         The flat row of ``result.json``. A finished run of the same spec is returned as it is.
@@ -163,7 +183,8 @@ def run(
     said = spec.model_dump(mode="json") | {"run_id": prepared.run_id}
     if (row := folder.open(said, resume=resume, overwrite=overwrite)) is not None:
         return row
-    return _Loop(prepared, folder, checkpoint_seconds, workers, progress).run()
+    with tracked(tracker, folder, said):
+        return _Loop(prepared, folder, checkpoint_seconds, workers, progress).run()
 
 
 class _Loop:
@@ -184,7 +205,7 @@ class _Loop:
         self.progress = progress
         self.reference = SourceReference.open(
             prepared.backbone.model,
-            prepared.backbone.weight_hash,
+            prepared.model_key,
             prepared.stream,
             prepared.spec.device,
         )
@@ -199,8 +220,8 @@ class _Loop:
         saved = time.monotonic()
         if adapter.needs.source_data and not adapter.source_fitted:
             assert self.prepared.images is not None
-            weights = self.prepared.backbone.weight_hash
-            fit_source(adapter, self.prepared.spec, stream, self.prepared.images, weights)
+            model = self.prepared.model_key
+            fit_source(adapter, self.prepared.spec, stream, self.prepared.images, model)
         for batch in batches(stream.start_at(first), self.workers):
             if batch.step in resets:
                 adapter.reset()
@@ -288,6 +309,8 @@ class _Loop:
             "source_data": None if self.prepared.images is None else self.prepared.images.words,
             "norm": spec.norm,
             "window": spec.window,
+            "tuned_trials": spec.tuned_trials,
+            "tuned_on": spec.tuned_on,
             "normalisation": f"mean={backbone.mean} std={backbone.std}, inside the model",
             "device": device_name(spec.device),
             "dtype": spec.dtype,

@@ -100,6 +100,7 @@ def find_source(spec: RunSpec, stream: Stream, labelled: bool) -> SourceImages:
         )
     labels, shown = stream.source.labels, np.unique(stream.plan.positions)
     hidden = np.setdiff1d(np.flatnonzero(labels != UNKNOWN), shown)
+    hidden = hidden[hidden >= spec.skip_examples]  # what is kept aside stays unseen
     if len(hidden) >= min(spec.source_images, _FEWEST):
         chosen, words = _chosen(hidden, spec.source_images), "clean test images that are not shown"
     elif labelled:
@@ -132,16 +133,17 @@ def _chosen(positions: Ints, limit: int) -> Ints:
 
 
 def fit_source(
-    adapter: tta.Adapter, spec: RunSpec, stream: Stream, images: SourceImages, weight_hash: str
+    adapter: tta.Adapter, spec: RunSpec, stream: Stream, images: SourceImages, model_key: str
 ) -> bool:
     """Give the adapter its source images, or what it took from the same ones before.
 
-    The state is kept in the cache folder under the hash of weights, images, options and versions.
+    The state is kept in the cache folder under the hash of weights, normalisation, images, options
+    and versions.
 
     Returns:
         Whether it came from the cache.
     """
-    file = _file(spec, stream, images, weight_hash)
+    file = _file(spec, stream, images, model_key)
     with suppress(OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError):
         adapter.load_source_state(torch.load(file, map_location=spec.device, weights_only=True))
         return True
@@ -157,9 +159,9 @@ def fit_source(
     return False
 
 
-def _file(spec: RunSpec, stream: Stream, images: SourceImages, weight_hash: str) -> Path:
+def _file(spec: RunSpec, stream: Stream, images: SourceImages, model_key: str) -> Path:
     chosen = hashlib.sha256(images.positions.tobytes()).hexdigest()
-    key: list[Any] = [weight_hash, images.digest, chosen, str(stream.dtype), torch.__version__]
+    key: list[Any] = [model_key, images.digest, chosen, str(stream.dtype), torch.__version__]
     key += [spec.method, spec.config, spec.norm, spec.norm_options, spec.window]
     # Another version of the code may compute another Fisher information or prototype.
     key += [spec.batch_size, spec.device, STATE_VERSION, version("tta-bench")]

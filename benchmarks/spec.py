@@ -20,16 +20,21 @@ from streams.scan import scan
 _LOCAL = {"data_dir", "checkpoint", "source_dir"}
 _PROTOCOL_FIELDS = (
     *("corruptions", "severity", "batch_size", "shuffle", "num_examples"),
-    *("setting_options", "order", "source_options", "open_set", "open_ratio"),
+    *("setting_options", "order", "source_options", "open_set", "open_ratio", "skip_examples"),
 )
 # Fields that came later: a run that leaves them alone keeps its identity.
 _LATER: dict[str, Any] = {
     "open_set": None,
     "open_ratio": 1.0,
+    "skip_examples": 0,
+    "tuned_trials": None,
+    "tuned_on": None,
     "norm": None,
     "norm_options": {},
     "window": 1,
     "source_images": 2000,
+    "mean": None,
+    "std": None,
 }
 # Which of several matrices CCC walks over is said by provenance and hash of the stream.
 _NAMED_ELSEWHERE = "matrix"
@@ -41,11 +46,16 @@ class RunSpec(BaseModel):
     Attributes:
         protocol: Id of the protocol, followed by ``+field=value`` for what differs from it.
         config: The method's options, complete: defaults, then the preset, then ``--set``.
+        skip_examples: Images of each domain that are kept aside: ``num_examples`` counts from here.
+        tuned_trials: Configurations that ``tune`` tried to find this config; ``None``: not tuned.
+        tuned_on: Protocol and hash of the tuning stream.
         norm: What takes the place of the BatchNorm layers (``tta.wrap``).
         norm_options: Options of that layer.
         window: Length of the sliding window for smaller batches (``tta.wrap``).
         source_images: At most so many clean images for a method that needs source data.
         source_dir: Folder of the training images for such a method; ``data_dir`` where ``None``.
+        mean: Channel means inside the model, in [0, 1]; ``None``: the backbone's own.
+        std: Channel standard deviations inside the model; ``None``: the backbone's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +73,9 @@ class RunSpec(BaseModel):
     source_options: dict[str, int | str | None] = {}
     open_set: str | None = None
     open_ratio: float = Field(default=1.0, gt=0)
+    skip_examples: int = Field(default=0, ge=0)
+    tuned_trials: int | None = Field(default=None, ge=1)
+    tuned_on: str | None = None
     norm: str | None = None
     norm_options: dict[str, float | int | str] = {}
     window: int = Field(default=1, ge=1)
@@ -71,6 +84,8 @@ class RunSpec(BaseModel):
     shuffle: bool
     backbone: str
     checkpoint: str | None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     seed: int = Field(ge=0)
     device: str
     dtype: Literal["float32", "float64"]
@@ -95,6 +110,8 @@ def resolve(
     options: Mapping[str, Any] | None = None,
     backbone: str | None = None,
     checkpoint: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
@@ -116,6 +133,8 @@ def resolve(
         options: Fields of the method's config, as values or as text.
         backbone: A spec of ``tta.backbones.load``; the protocol's by default.
         checkpoint: Weights file of the backbone.
+        mean: Channel means in [0, 1] instead of the backbone's own.
+        std: Channel standard deviations instead of the backbone's own.
         seed: Seed of the order and of the method.
         device: Torch device.
         dtype: ``float32`` or ``float64``.
@@ -126,8 +145,8 @@ def resolve(
         source_images: At most so many clean images for a method that needs source data.
         source_dir: Folder of the training images for such a method.
         **overrides: ``corruptions``, ``severity``, ``batch_size``, ``shuffle``, ``num_examples``,
-            ``setting_options``, ``order``, ``source_options``, ``open_set``, ``open_ratio``;
-            ``None`` keeps the protocol's.
+            ``setting_options``, ``order``, ``source_options``, ``open_set``, ``open_ratio``,
+            ``skip_examples``; ``None`` keeps the protocol's.
 
     Raises:
         UsageError: For a wrong name or value, with the nearest valid name.
@@ -169,6 +188,8 @@ def resolve(
             setting=base["setting"],
             backbone=chosen,
             checkpoint=checkpoint,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
             seed=seed,
             device=device,
             dtype=dtype,

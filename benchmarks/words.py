@@ -25,6 +25,16 @@ def read_integers(name: str, text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"--{name}={text!r}: expected integers separated by commas") from None
 
 
+def read_floats(name: str, text: str | None) -> tuple[float, ...] | None:
+    """``0.5,0.25`` as numbers; ``None`` stays."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--{name}={text!r}: expected numbers separated by commas") from None
+
+
 def read_pairs(pairs: list[str] | None, option: str = "--setting-set") -> dict[str, str] | None:
     """``key=value`` words as a dict; ``None`` stays."""
     if pairs is None:

@@ -40,6 +40,7 @@ def create(
     severity: int | Sequence[int] = 5,
     corruptions: Sequence[str] | None = None,
     num_examples: int | None = None,
+    skip_examples: int = 0,
     batch_size: int = DEFAULT_BATCH_SIZE,
     seed: int = 0,
     shuffle: bool = True,
@@ -59,6 +60,7 @@ def create(
         severity: One severity or several, 1 to 5; with several, each is visited in turn.
         corruptions: Names in the order of the stream; the 15 standard ones by default.
         num_examples: First images of the source that take part; all by default.
+        skip_examples: Images of every domain that are left out before these.
         batch_size: Samples a step.
         seed: Seed of every permutation; the pixels do not depend on it.
         shuffle: Whether images are permuted inside a domain.
@@ -85,6 +87,7 @@ def create(
         membership.own_domains(source, chosen, setting),
         setting=setting,
         num_examples=num_examples,
+        skip_examples=skip_examples,
         batch_size=batch_size,
         seed=seed,
         shuffle=shuffle,
@@ -139,6 +142,7 @@ def plan_stream(
     seed: int,
     shuffle: bool,
     dtype: torch.dtype | None,
+    skip_examples: int = 0,
     setting_options: Mapping[str, float | int | str] | None = None,
 ) -> Stream:
     """Plan a stream over an open source.
@@ -147,10 +151,16 @@ def plan_stream(
         StreamError: For a size that the source does not have, or a domain it cannot give.
     """
     total = membership.most_images(source, domains)
-    count = total if num_examples is None else whole("num_examples", num_examples)
+    skip = whole("skip_examples", skip_examples)
+    if not 0 <= skip < total:
+        raise StreamError(f"skip_examples={skip} is out of range: {name} has {total} images")
+    count = total - skip if num_examples is None else whole("num_examples", num_examples)
     batch_size, seed = whole("batch_size", batch_size), whole("seed", seed)
-    if not 1 <= count <= total:
-        raise StreamError(f"num_examples={count} is out of range: {name} has {total} images")
+    if not 1 <= count <= total - skip:
+        left = f" left after {skip}" if skip else ""
+        raise StreamError(
+            f"num_examples={count} is out of range: {name} has {total - skip} images{left}"
+        )
     if batch_size < 1:
         raise StreamError(f"batch_size={batch_size} is out of range: it must be at least 1")
     if len({d.name for d in domains}) != len(domains):
@@ -163,7 +173,7 @@ def plan_stream(
         raise StreamError(f"{name} has an order of its own: leave the setting out, not {setting!r}")
     request = settings.Request(
         domains=tuple(domains),
-        positions=membership.first_images(source, domains, count),
+        positions=membership.first_images(source, domains, count, skip),
         labels=source.labels,
         batch_size=batch_size,
         seed=seed,

@@ -99,12 +99,12 @@ def most_images(source: ImageSource, domains: Sequence[Domain]) -> int:
     return max(len(members(domain)) for domain in domains)
 
 
-def first_images(source: ImageSource, domains: Sequence[Domain], count: int) -> Ints:
-    """Sorted positions of the first ``count`` images of every domain."""
+def first_images(source: ImageSource, domains: Sequence[Domain], count: int, skip: int = 0) -> Ints:
+    """Sorted positions of the first ``count`` images of every domain after ``skip`` of them."""
     members = _members(source)
     if members is None:
-        return np.arange(count)
-    return np.unique(np.concatenate([members(domain)[:count] for domain in domains]))
+        return np.arange(skip, skip + count)
+    return np.unique(np.concatenate([members(domain)[skip:][:count] for domain in domains]))
 
 
 def restrict(plan: Plan, source: ImageSource, batch_size: int) -> Plan:

@@ -21,7 +21,8 @@ from benchmarks import learning_runner
 from benchmarks.cli import app
 from benchmarks.curves import places
 from benchmarks.errors import UsageError
-from benchmarks.leaderboard import columns, leaderboard
+from benchmarks.leaderboard import leaderboard
+from benchmarks.leaderboard_columns import columns
 from benchmarks.learning_method import Method
 from benchmarks.learning_results import EVAL_SCHEMA, LEARNING_TIMING_FIELDS, read_evals
 from benchmarks.learning_runner import run
@@ -235,7 +236,7 @@ def test_a_strategy_of_avalanche(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """By its path: the same files, the same resume, and a row of the leaderboard."""
     spec = spec_of("avalanche.training.supervised:EWC", options={"ewc_lambda": "1"})
     whole = run(spec, tmp_path / "whole")
-    (folder,) = (tmp_path / "whole").iterdir()
+    (folder,) = (tmp_path / "whole").glob("EWC-*")
     assert folder.name.startswith("EWC-split-fashion-mnist-sequential-small-cnn-s0-")
     assert whole["version_avalanche"]
     evaluated = learning_runner.Recorder.evaluated

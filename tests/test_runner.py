@@ -20,7 +20,9 @@ import torch
 import benchmarks
 import streams
 from benchmarks import metrics
-from benchmarks.leaderboard import LEADING, TRAILING, columns, export, leaderboard
+from benchmarks.leaderboard import leaderboard
+from benchmarks.leaderboard_columns import LEADING, TRAILING, columns
+from benchmarks.leaderboard_export import export
 from benchmarks.results import STEP_SCHEMA, TIMING_FIELDS, RunFolder, find_results
 from streams.types import Batch, Domain
 

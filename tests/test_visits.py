@@ -18,7 +18,9 @@ import torch
 import benchmarks
 from benchmarks import metrics
 from benchmarks.console import results_table
-from benchmarks.leaderboard import columns, leaderboard, to_csv
+from benchmarks.leaderboard import leaderboard
+from benchmarks.leaderboard_columns import columns
+from benchmarks.leaderboard_export import to_csv
 from benchmarks.results import TIMING_FIELDS, find_results
 from streams import settings
 from streams.types import Batch, Domain

@@ -37,16 +37,9 @@ from tta.config import param
 from tta.factory import adapters
 from tta.heads import Tap
 from tta.optim import GradientConfig
+from tta.published import doebler_table
 
-_WHERE = "mariodoebler/test-time-adaptation benchmark.md, severity 5, five seeds"
-PUBLISHED = {
-    "cifar10-c/continual/wrn-28-10": {"error_pct": 18.5, "where": _WHERE},
-    "cifar10-c/mixed/wrn-28-10": {"error_pct": 26.2, "where": _WHERE},
-    "cifar100-c/continual/resnext-29": {"error_pct": 33.5, "where": _WHERE},
-    "cifar100-c/mixed/resnext-29": {"error_pct": 41.8, "where": _WHERE},
-    "imagenet-c/continual-5k/resnet50": {"error_pct": 65.5, "where": _WHERE},
-    "imagenet-c/mixed-5k/resnet50": {"error_pct": 90.8, "where": _WHERE},
-}
+PUBLISHED = (*doebler_table(continual=(18.5, 33.5, 65.5), mixed=(26.2, 41.8, 90.8)),)
 
 
 @adapters.register()

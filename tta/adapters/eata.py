@@ -32,24 +32,36 @@ from tta import norms, reliable
 from tta.adapter import Needs
 from tta.factory import adapters
 from tta.objective import EntropyAdapter, Objective
+from tta.published import doebler_table, figures
 
-_MD = "mariodoebler/test-time-adaptation benchmark.md, severity 5, five seeds"
-PUBLISHED = {
-    "imagenet-c/reset-50k/resnet50": {
-        "error_pct": 52.2,
-        "where": "mr-eggplant/EATA README, severity 5, mean of 15",
-    },
-    "imagenet-c/continual-50k/resnet50": {
-        "error_pct": 52.0,
-        "where": "mr-eggplant/EATA README, 'lifelong', clean images after every corruption",
-    },
-    "cifar10-c/continual/wrn-28-10": {"error_pct": 17.9, "where": _MD},
-    "cifar10-c/mixed/wrn-28-10": {"error_pct": 28.6, "where": _MD},
-    "cifar100-c/continual/resnext-29": {"error_pct": 32.2, "where": _MD},
-    "cifar100-c/mixed/resnext-29": {"error_pct": 36.9, "where": _MD},
-    "imagenet-c/continual-5k/resnet50": {"error_pct": 58.0, "where": _MD},
-    "imagenet-c/mixed-5k/resnet50": {"error_pct": 72.3, "where": _MD},
-}
+PUBLISHED = (
+    *figures(
+        "mr-eggplant/EATA",
+        "README, ImageNet-C at severity 5, reset for each corruption",
+        {"imagenet-c/reset-50k/resnet50": 52.2},
+        note="mean of the table's 15 entries",
+    ),
+    *figures(
+        "mr-eggplant/EATA",
+        "README, lifelong",
+        {"imagenet-c/lifelong-50k/resnet50": 52.0},
+        note="mean of the table's 15 entries",
+    ),
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {"imagenet-c/label-shift-50k/resnet50-gn": 68.4},
+        note="stated as accuracy",
+    ),
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {"imagenet-c/label-shift-50k/vit-b-16-augreg-imagenet": 50.1},
+        options={"lr": 0.001},
+        note="stated as accuracy; ImageNet mean and std",
+    ),
+    *doebler_table(continual=(17.9, 32.2, 58.0), mixed=(28.6, 36.9, 72.3)),
+)
 
 
 @adapters.register()

@@ -30,25 +30,17 @@ from tta.adapter import Adapter, Needs
 from tta.config import AdapterConfig, param
 from tta.factory import adapters
 from tta.heads import Tap
+from tta.published import doebler_table, figures
 
-PUBLISHED = {
-    "cifar10-c/continual/wrn-28-10": {
-        "error_pct": 64.3,
-        "where": "mariodoebler/test-time-adaptation benchmark.md, severity 5",
-    },
-    "cifar10-c/mixed/wrn-28-10": {
-        "error_pct": 75.2,
-        "where": "mariodoebler/test-time-adaptation benchmark.md, severity 5",
-    },
-    "imagenet-c/continual/resnet50": {
-        "error_pct": 93.5,
-        "where": "mariodoebler/test-time-adaptation benchmark.md, severity 5, 5,000 images",
-    },
-    "imagenet-c/reset-50k/vit-b-16": {
-        "error_pct": 45.9,
-        "where": "mr-eggplant/FOA README, timm ViT-B/16, severity 5",
-    },
-}
+PUBLISHED = (
+    *doebler_table(continual=(64.3, 98.5, 93.5), mixed=(75.2, 98.4, 95.1)),
+    *figures(
+        "mr-eggplant/FOA",
+        "README, table of ViT-B/16, ImageNet-C at severity 5",
+        {"imagenet-c/reset-50k/vit-b-16-augreg2": 45.9},
+        note="stated as accuracy",
+    ),
+)
 
 
 @adapters.register()

@@ -37,25 +37,31 @@ from tta.adapter import Adapter
 from tta.config import param
 from tta.factory import adapters
 from tta.optim import GradientConfig
+from tta.published import figures
 
-PUBLISHED = {
-    "imagenet-c/reset-50k/resnet50": {
-        "error_pct": 76.1,
-        "where": "mr-eggplant/EATA README, severity 5, mean of 15",
-    },
-    "imagenet-c/label-shift/resnet50": {
-        "error_pct": 76.0,
-        "where": "mr-eggplant/SAR README, severity 5, accuracy 24.0",
-    },
-    "imagenet-c/label-shift/resnet50-gn": {
-        "error_pct": 68.7,
-        "where": "mr-eggplant/SAR README, severity 5, accuracy 31.3",
-    },
-    "imagenet-c/label-shift/vit-b16": {
-        "error_pct": 60.9,
-        "where": "mr-eggplant/SAR README, severity 5, timm weights, accuracy 39.1",
-    },
-}
+PUBLISHED = (
+    *figures(
+        "mr-eggplant/EATA",
+        "README, ImageNet-C at severity 5, reset for each corruption",
+        {"imagenet-c/reset-50k/resnet50": 76.1},
+        note="mean of the table's 15 entries; the row is commented out",
+    ),
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {
+            "imagenet-c/label-shift-50k/resnet50": 76.0,
+            "imagenet-c/label-shift-50k/resnet50-gn": 68.7,
+        },
+        note="stated as accuracy",
+    ),
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {"imagenet-c/label-shift-50k/vit-b-16-augreg-imagenet": 60.9},
+        note="stated as accuracy; ImageNet mean and std",
+    ),
+)
 
 
 @adapters.register()

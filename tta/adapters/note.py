@@ -33,16 +33,25 @@ from tta.config import param
 from tta.errors import AdapterError
 from tta.factory import adapters
 from tta.memory import ClassBalanced, Fifo, judge
+from tta.published import figures
 
-PUBLISHED = {
-    f"{stream}/{setting}/resnet18-iabn": {"error_pct": error, "where": "NOTE README, severity 5"}
-    for stream, setting, error in (
-        ("cifar10-c", "reset-correlated", 21.1),
-        ("cifar100-c", "reset-correlated", 47.0),
-        ("cifar10-c", "reset", 20.1),
-        ("cifar100-c", "reset", 46.4),
-    )
-}
+PUBLISHED = (
+    *figures(
+        "TaesikGong/NOTE",
+        "README, temporally correlated",
+        {
+            "cifar10-c/correlated-reset/resnet18-iabn": 21.1,
+            "cifar100-c/correlated-reset/resnet18-iabn": 47.0,
+        },
+        seeds=3,
+    ),
+    *figures(
+        "TaesikGong/NOTE",
+        "README, i.i.d.",
+        {"cifar10-c/reset/resnet18-iabn": 20.1, "cifar100-c/reset/resnet18-iabn": 46.4},
+        seeds=3,
+    ),
+)
 _STAR = {"memory": "fifo", "batch_statistics": True}
 
 

@@ -34,18 +34,19 @@ from tta.errors import AdapterError
 from tta.factory import adapters
 from tta.heads import Tap
 from tta.memory import Timeliness, judge
+from tta.published import figures
 
-PUBLISHED = {
-    f"{stream}/recurring-20-visits/{backbone}": {
-        "error_pct": error,
-        "where": "hthieu166/petta README, practical order, severity 5, mean of 20 visits",
-    }
-    for stream, backbone, error in (
-        ("cifar10-c", "wrn-28-10", 22.8),
-        ("cifar100-c", "resnext-29", 35.1),
-        ("imagenet-c", "resnet50", 60.5),
-    )
-}
+PUBLISHED = (
+    *figures(
+        "hthieu166/petta",
+        "README, mean of 20 visits, practical order",
+        {
+            "cifar10-c/recurring-20-visits/wrn-28-10": 22.8,
+            "cifar100-c/recurring-20-visits/resnext-29": 35.1,
+            "imagenet-c/recurring-20-visits/resnet50": 60.5,
+        },
+    ),
+)
 
 
 @adapters.register()

@@ -53,16 +53,9 @@ from tta.errors import AdapterError
 from tta.factory import adapters
 from tta.heads import Tap
 from tta.optim import GradientConfig
+from tta.published import doebler_table
 
-_WHERE = "mariodoebler/test-time-adaptation benchmark.md, severity 5, five seeds"
-PUBLISHED = {
-    "cifar10-c/continual/wrn-28-10": {"error_pct": 17.0, "where": _WHERE},
-    "cifar10-c/mixed/wrn-28-10": {"error_pct": 31.0, "where": _WHERE},
-    "cifar100-c/continual/resnext-29": {"error_pct": 30.2, "where": _WHERE},
-    "cifar100-c/mixed/resnext-29": {"error_pct": 38.6, "where": _WHERE},
-    "imagenet-c/continual-5k/resnet50": {"error_pct": 59.9, "where": _WHERE},
-    "imagenet-c/mixed-5k/resnet50": {"error_pct": 75.4, "where": _WHERE},
-}
+PUBLISHED = (*doebler_table(continual=(17.0, 30.2, 59.9), mixed=(31.0, 38.6, 75.4)),)
 
 
 @adapters.register()

@@ -33,16 +33,9 @@ from tta import augment, losses, norm_layers, norms
 from tta.adapter import Adapter, Needs
 from tta.config import param
 from tta.factory import adapters
+from tta.published import doebler_table
 
-_WHERE = "mariodoebler/test-time-adaptation benchmark.md, severity 5, five seeds"
-PUBLISHED = {
-    "cifar10-c/continual/wrn-28-10": {"error_pct": 16.2, "where": _WHERE},
-    "cifar10-c/mixed/wrn-28-10": {"error_pct": 28.0, "where": _WHERE},
-    "cifar100-c/continual/resnext-29": {"error_pct": 29.3, "where": _WHERE},
-    "cifar100-c/mixed/resnext-29": {"error_pct": 35.0, "where": _WHERE},
-    "imagenet-c/continual-5k/resnet50": {"error_pct": 54.5, "where": _WHERE},
-    "imagenet-c/mixed-5k/resnet50": {"error_pct": 69.5, "where": _WHERE},
-}
+PUBLISHED = (*doebler_table(continual=(16.2, 29.3, 54.5), mixed=(28.0, 35.0, 69.5)),)
 
 
 @adapters.register()

@@ -27,25 +27,16 @@ from tta.adapter import Adapter, Needs
 from tta.config import param
 from tta.factory import adapters
 from tta.memory import Timeliness, judge
+from tta.published import doebler_table, figures
 
-PUBLISHED = {
-    "cifar10-c/continual/wrn-28-10": {
-        "error_pct": 19.3,
-        "where": "mariodoebler/test-time-adaptation benchmark.md, severity 5",
-    },
-    "cifar100-c/continual/resnext-29": {
-        "error_pct": 34.8,
-        "where": "mariodoebler/test-time-adaptation benchmark.md, severity 5",
-    },
-    "imagenet-c/continual-5k/resnet50": {
-        "error_pct": 67.3,
-        "where": "mariodoebler/test-time-adaptation benchmark.md, severity 5",
-    },
-    "cifar10-c/practical/wrn-28-10": {
-        "error_pct": 24.6,
-        "where": "PeTTA paper, first visit of the recurring stream, severity 5",
-    },
-}
+PUBLISHED = (
+    *doebler_table(continual=(19.3, 34.8, 67.3), mixed=(33.4, 45.4, 78.1)),
+    *figures(
+        "PeTTA paper, arXiv:2311.18193",
+        "table of CIFAR-10-C, first visit of the recurring stream",
+        {"cifar10-c/practical/wrn-28-10": 24.6},
+    ),
+)
 
 
 @adapters.register()

@@ -32,22 +32,33 @@ from tta.adapter import Needs
 from tta.config import param
 from tta.factory import adapters
 from tta.objective import EntropyAdapter, Objective
+from tta.published import doebler_table, figures
 
-_MD = "mariodoebler/test-time-adaptation benchmark.md, severity 5, five seeds"
-_SAR = "mr-eggplant/SAR README, severity 5, mean of 15"
-PUBLISHED = {
-    "imagenet-c/label-shift-50k/resnet50-gn": {"error_pct": 62.8, "where": _SAR},
-    "imagenet-c/label-shift-50k/vit-base-16": {
-        "error_pct": 42.0,
-        "where": f"{_SAR}; ImageNet mean and std, timm 0.6.11 weights",
-    },
-    "cifar10-c/continual/wrn-28-10": {"error_pct": 20.4, "where": _MD},
-    "cifar10-c/mixed/wrn-28-10": {"error_pct": 33.8, "where": _MD},
-    "cifar100-c/continual/resnext-29": {"error_pct": 32.0, "where": _MD},
-    "cifar100-c/mixed/resnext-29": {"error_pct": 45.5, "where": _MD},
-    "imagenet-c/continual-5k/resnet50": {"error_pct": 61.9, "where": _MD},
-    "imagenet-c/mixed-5k/resnet50": {"error_pct": 79.4, "where": _MD},
-}
+PUBLISHED = (
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {"imagenet-c/label-shift-50k/resnet50-gn": 62.8},
+        std=0.6,
+        note="stated as accuracy",
+    ),
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {"imagenet-c/label-shift-50k/vit-b-16-augreg-imagenet": 42.0},
+        std=0.5,
+        options={"lr": 0.001},
+        note="stated as accuracy; ImageNet mean and std",
+    ),
+    *figures(
+        "mr-eggplant/SAR issue 5",
+        "table of ViT-B/16 with mean and std 0.5, label shifts",
+        {"imagenet-c/label-shift-50k/vit-b-16-augreg": 34.7},
+        options={"lr": 0.001},
+        note="stated as accuracy, mean of the table's 15 entries",
+    ),
+    *doebler_table(continual=(20.4, 32.0, 61.9), mixed=(33.8, 45.5, 79.4)),
+)
 
 
 @adapters.register()

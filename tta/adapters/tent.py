@@ -23,18 +23,45 @@ from tta import losses, norms
 from tta.adapter import Adapter, Needs
 from tta.config import param
 from tta.factory import adapters
+from tta.published import doebler_table, figures
 
-PUBLISHED = {
-    "cifar10-c/reset/wrn-28-10": {"error_pct": 18.6, "where": "DequanWang/tent README, severity 5"},
-    "cifar10-c/continual/wrn-28-10": {
-        "error_pct": 20.0,
-        "where": "mariodoebler/test-time-adaptation benchmark.md, severity 5",
-    },
-    "imagenet-c/reset-50k/resnet50": {
-        "error_pct": 57.4,
-        "where": "mr-eggplant/EATA README, severity 5, mean of 15",
-    },
-}
+PUBLISHED = (
+    *figures(
+        "DequanWang/tent",
+        "README, CIFAR-10-C at severity 5",
+        {"cifar10-c/reset/wrn-28-10": 18.6, "cifar10-c/reset/wrn-40-2-augmix": 12.1},
+    ),
+    *figures(
+        "mr-eggplant/EATA",
+        "README, ImageNet-C at severity 5, reset for each corruption",
+        {"imagenet-c/reset-50k/resnet50": 57.4},
+        note="mean of the table's 15 entries",
+    ),
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {
+            "imagenet-c/label-shift-50k/resnet50": 97.9,
+            "imagenet-c/label-shift-50k/resnet50-gn": 78.0,
+        },
+        note="stated as accuracy",
+    ),
+    *figures(
+        "mr-eggplant/SAR",
+        "README, label shifts with infinite imbalance ratio",
+        {"imagenet-c/label-shift-50k/vit-b-16-augreg-imagenet": 52.7},
+        options={"lr": 0.001},
+        note="stated as accuracy; ImageNet mean and std",
+    ),
+    *figures(
+        "mr-eggplant/SAR issue 5",
+        "table of ViT-B/16 with mean and std 0.5, label shifts",
+        {"imagenet-c/label-shift-50k/vit-b-16-augreg": 37.9},
+        options={"lr": 0.001},
+        note="stated as accuracy, mean of the table's 15 entries",
+    ),
+    *doebler_table(continual=(20.0, 62.2, 62.6), mixed=(44.1, 82.5, 86.4)),
+)
 
 
 @adapters.register()
