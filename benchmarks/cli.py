@@ -19,6 +19,7 @@ from benchmarks.data_cli import app as data_app
 from benchmarks.describe_cli import describe
 from benchmarks.errors import UsageError
 from benchmarks.experiment_cli import experiment
+from benchmarks.profile_cli import profile
 from benchmarks.report_cli import report
 from benchmarks.reproduce_cli import reproduce
 from benchmarks.results_cli import app as results_app
@@ -84,16 +85,29 @@ def list_(
 def leaderboard(
     results: Annotated[list[Path], typer.Argument(help="Results folders (searched in depth).")],
     export: Annotated[
-        Optional[list[Path]], typer.Option(help="Write FILE.csv or FILE.md; repeat for both.")
+        Optional[list[Path]],
+        typer.Option(help="Write FILE.csv, .md, .tex or .html; repeat for several."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank finished runs within each protocol, backbone and provenance."""
+    """Rank finished runs within each protocol, backbone and provenance, averaged over seeds.
+
+    The interval is 95 % over the seeds; ≈ marks what a paired t-test does not tell apart from the
+    first. CSV has all columns; Markdown, LaTeX and HTML have the errors.
+
+    Try:
+
+      tta-bench leaderboard results
+
+      tta-bench leaderboard results --export table.csv --export table.tex --export table.html
+    """
     with user_errors():
-        from benchmarks.leaderboard import export as write
         from benchmarks.leaderboard import leaderboard as rank
+        from benchmarks.leaderboard_export import check_suffixes
+        from benchmarks.leaderboard_export import export as write
         from benchmarks.results import find_results
 
+        check_suffixes(export or ())
         rows = rank(find_results(results))
         for path in export or ():
             write(rows, path)
@@ -122,7 +136,7 @@ def curves(
         typer.echo(f"written: {save_png(find_runs(results), out, masked=masked)}")
 
 
-for command in (describe, experiment, sweep, watch, tune, compare, reproduce, report):
+for command in (describe, experiment, sweep, watch, tune, compare, reproduce, report, profile):
     app.command()(command)
 
 

@@ -15,7 +15,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.leaderboard import DOMAIN_PREFIX, by_group, error_cell, group_columns
+from benchmarks.leaderboard import (
+    TIED,
+    by_group,
+    error_cell,
+    group_columns,
+    name_cell,
+    standing,
+)
+from benchmarks.leaderboard_columns import DOMAIN_PREFIX
 from benchmarks.runner import Progress
 
 
@@ -86,7 +94,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def leaderboard_table(rows: Sequence[dict[str, Any]]) -> None:
-    """A ranking per group."""
+    """A ranking per group; what is not told apart from its first is marked."""
     for title, group in by_group(rows):
         table = new_table()
         shown = {**group_columns(group), "ECE %": "ece_pct", "s/1k": "seconds_per_1k"}
@@ -95,12 +103,14 @@ def leaderboard_table(rows: Sequence[dict[str, Any]]) -> None:
         for row in group:
             table.add_row(
                 str(row["rank"]),
-                row["method"],
-                error_cell(row),
+                name_cell(row),
+                error_cell(row) + (" ≈" if standing(row) == TIED else "  "),
                 str(row["seeds"]),
                 *(number(row.get(key)) for key in shown.values()),
             )
         show(title, table)
+    if any(row["error_pct_ci95"] is not None for row in rows):
+        print("± half of the 95 % interval over seeds; ≈ not told apart from the first (p ≥ 0.05)")
 
 
 def show_stream(plan: Mapping[str, Any], as_json: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.console import new_table, number, show
 from benchmarks.errors import UsageError
-from benchmarks.leaderboard import DOMAIN_PREFIX
+from benchmarks.leaderboard_columns import DOMAIN_PREFIX
 from benchmarks.learning_method import LEARNER, Method
 
 SHOWN = {

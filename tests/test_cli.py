@@ -184,7 +184,10 @@ def test_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_export_that_cannot_be_written(tmp_path: Path) -> None:
     assert call(*RUN, "--corruptions", "fog", "--out", "ok").exit_code == 0
-    for name, words in {"x.xls": "use .csv or .md", "ok/none.csv/x.csv": "cannot write"}.items():
+    for name, words in {
+        "x.xls": "use .csv, .md, .tex or .html",
+        "ok/none.csv/x.csv": "cannot write",
+    }.items():
         if "none" in name:
             (tmp_path / "ok" / "none.csv").touch()
         result = call("leaderboard", "ok", "--export", name)

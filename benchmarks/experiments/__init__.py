@@ -6,7 +6,6 @@ every seed through the ordinary runner, so each run has its folder, rows and spe
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.errors import UsageError
+from benchmarks.leaderboard_stats import interval
 from benchmarks.learning_results import MEASURES
 from benchmarks.learning_runner import run as run_spec
 from benchmarks.learning_setup import prepare
@@ -205,17 +205,6 @@ def table(
                 )
         rows.append(row)
     return rows
-
-
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half of its 95 % interval (Student's t); ``None`` for a single value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, float(half)
 
 
 def markdown(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,89 @@
+"""``tta-bench profile``: what a step of each method costs, beside what it cannot cost less than."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from benchmarks.cli_errors import user_errors
+from benchmarks.cli_options import AsJson
+from benchmarks.errors import UsageError
+from benchmarks.words import read_methods, read_options, read_split
+
+
+def profile(
+    method: Annotated[
+        list[str], typer.Option("--method", "-m", help="Method(s) or a pattern: '*', 'norm*'.")
+    ],
+    backbone: Annotated[
+        str, typer.Option(help="Embedded name, timm:NAME, cifar-resnet32, …")
+    ] = "fashion-resnet",
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="Weights file of the backbone.", exists=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 200,
+    rounds: Annotated[int, typer.Option(help="Measured steps of each method.", min=1)] = 10,
+    layout: Annotated[
+        Literal["own", "channels-last", "contiguous"],
+        typer.Option(help="Memory layout of the model; own: as it is loaded."),
+    ] = "own",
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", help="Method option key=value; repeat.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Intra-op threads; 0: torch's choice.", min=0)] = 0,
+    out: Annotated[Optional[Path], typer.Option(help="Write the table as FILE.csv.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Price the step of each method against its own forwards and backwards.
+
+    Each method runs in a process of its own. In every round a bare model of the same sizes is
+    timed before and after the adapter's step, so a busy machine slows both; 'ratio' is the median
+    of step over the forwards and backwards that the method made, priced bare.
+
+    Try:
+
+      tta-bench profile -m 'tent,eata,cotta' --batch-size 64 --rounds 5
+
+      tta-bench profile -m '*' --backbone cifar-resnet32 --checkpoint FILE --out cost.csv
+    """
+    with user_errors():
+        import tta
+        from benchmarks.profile import STREAM, Request
+        from benchmarks.profile_table import apart, profile_table, write_csv
+        from benchmarks.protocols import presets
+        from benchmarks.spec import parse_options
+
+        if checkpoint is not None and not checkpoint.is_file():
+            raise UsageError(f"checkpoint {checkpoint} is not a file")
+        methods, by_pattern = read_methods(read_split(method))
+        options = read_options(set_ or [], methods)
+        configs = {}
+        for name in methods:
+            kind = tta.adapter_config(name)
+            preset = presets().get(name, {}).get(STREAM, {})
+            configs[name] = kind.create(preset | parse_options(kind, options[name]))
+        requests = [
+            Request(
+                method=name,
+                backbone=backbone,
+                checkpoint=str(checkpoint) if checkpoint else None,
+                batch_size=batch_size,
+                rounds=rounds,
+                layout=layout,
+                options=configs[name].to_dict(),
+                device=device,
+                threads=threads,
+            )
+            for name in methods
+        ]
+        rows = apart(requests, skip=by_pattern)
+        if out is not None:
+            write_csv(rows, out)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+            return
+        profile_table(rows)

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import profile
+from benchmarks.profile import Request, laid_out, measure
+from tta.backbones import load
+
+
+def call(images, graph):
+    return profile._Call(images, graph)
+
+
+PRICES = {40: (0.4, 1.0), 10: (0.1, 0.4)}  # seconds of a forward, and of forward and backward
+
+
+@pytest.mark.parametrize(
+    ("calls", "report", "seconds"),
+    [
+        ([call(40, True)], {"forwards": 40, "backwards": 40}, 1.0),
+        ([call(40, True)], {"forwards": 40, "backwards": 0}, 0.4),  # nothing was selected
+        ([call(40, False), call(40, True)], {"forwards": 80, "backwards": 40}, 1.4),
+        ([call(40, True), call(20, True)], {"forwards": 60, "backwards": 60}, 1.6),
+        # Ten images went forward without the whole model's forward: a quarter of a batch.
+        ([call(40, False)], {"forwards": 50, "backwards": 0}, 0.5),
+    ],
+)
+def test_bound_prices_what_a_step_did(calls, report, seconds):
+    assert profile._bound(calls, report, PRICES, 40) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("method", "forwards", "backwards"), [("source", 1, 0), ("tent", 1, 1), ("lame", 1, 0)]
+)
+def test_a_row_counts_what_the_method_did(method, forwards, backwards):
+    row = measure(Request(method=method, backbone="fashion-resnet", batch_size=8, rounds=2))
+    assert (row["forwards"], row["backwards"]) == (forwards, backwards)
+    assert row["ratio"] > 0
+    assert row["step_ms"] > 0
+    assert row["peak_mib"] >= row["base_mib"] > 0
+    assert (row["backward_ms"] > 0) == (backwards > 0)
+
+
+def test_teachers_and_source_data():
+    cotta = Request(
+        method="cotta",
+        backbone="fashion-resnet",
+        batch_size=4,
+        rounds=1,
+        options={"num_views": 2, "confidence_threshold": 1.0},
+    )
+    # The student, the source model, two views of the teacher.
+    assert measure(cotta)["forwards"] == 4
+    assert measure(Request(method="adanpc", backbone="fashion-resnet", batch_size=4, rounds=1))
+
+
+@pytest.mark.parametrize("layout", ["channels-last", "contiguous"])
+def test_layout_changes_no_value(layout):
+    model = load("fashion-resnet").model.double()
+    x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    before = model(x)
+    made = laid_out(model, layout)
+    weight = next(p for p in made.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last) == (layout == "channels-last")
+    torch.testing.assert_close(made(x), before, atol=1e-12, rtol=0)
+
+
+def test_command(tmp_path):
+    from benchmarks.cli import app
+
+    file = tmp_path / "cost.csv"
+    words = ["profile", "-m", "source", "--batch-size", "4", "--rounds", "1", "--json"]
+    ran = CliRunner().invoke(app, [*words, "--out", str(file)])
+    assert ran.exit_code == 0, ran.output
+    rows = json.loads(ran.stdout)
+    assert [row["method"] for row in rows] == ["source"]
+    assert file.read_text().splitlines()[0].split(",") == list(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-m", "tnet"], "did you mean 'tent'"),
+        (["-m", "tent", "--checkpoint", "nowhere.pt"], "is not a file"),
+        (["-m", "tent", "--set", "lrr=1"], "lrr"),
+    ],
+)
+def test_wrong_words(words, said):
+    from benchmarks.cli import app
+
+    ran = CliRunner().invoke(app, ["profile", *words])
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert ran.stderr.count("\n") == 1
