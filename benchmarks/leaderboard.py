@@ -23,7 +23,7 @@ BY_SEED = "by seed"
 BEST, TIED, BEHIND = "best", "within noise", ""
 _PERMUTED = re.compile(r"(permutations=[^,]*), seed=\d+")
 # Beside method and config: rows that differ in one of these are different entries.
-_VARIANT = ("norm", "window", "source_data", "normalisation", "tuned_trials", "tuned_on")
+VARIANT = ("norm", "window", "source_data", "normalisation", "tuned_trials", "tuned_on")
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ def leaderboard(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
     for result in results:
         group = tuple(_shared(result).values())
-        variant = tuple(result.get(key) for key in _VARIANT)
+        variant = tuple(result.get(key) for key in VARIANT)
         entry = (result["method"], _without_seed(result["config"]), variant)
         groups.setdefault(group, {}).setdefault(entry, []).append(result)
     rows: list[Row] = []
