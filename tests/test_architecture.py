@@ -224,7 +224,7 @@ def test_help_and_lists_answer_without_torch():
     code = """
 import contextlib, io, sys
 from benchmarks.cli import main
-commands = ["run", "list", "describe", "leaderboard", "pretrain"]
+commands = ["run", "list", "describe", "leaderboard", "pretrain", "sweep", "watch", "report"]
 for words in (["--help"], *([name, "--help"] for name in commands), ["list"], ["list", "--json"]):
     sys.argv = ["tta-bench", *words]
     text = io.StringIO()

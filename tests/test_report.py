@@ -325,6 +325,7 @@ def test_methods_are_told_apart() -> None:
     assert style.styles(sorted(names, reverse=True))["source"] == looks["source"]
 
 
+@pytest.mark.slow
 def test_figures_for_paper(results: Path, tmp_path: Path) -> None:
     made = report([results], tmp_path / "r.html", tmp_path / "figures").figures
     stem = "fashion-mnist-c-continual-fashion-resnet"

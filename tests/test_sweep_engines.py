@@ -120,6 +120,7 @@ def workers(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_the_pool_loses_nothing_where_a_worker_and_then_the_driver_is_killed() -> None:
     driver = start(write(LONG), "--out", "pool", "--jobs", "1")
     wait_for(lambda: running("pool"), driver)
