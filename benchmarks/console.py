@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -24,7 +24,9 @@ from benchmarks.leaderboard import (
     standing,
 )
 from benchmarks.leaderboard_columns import DOMAIN_PREFIX
-from benchmarks.runner import Progress
+
+if TYPE_CHECKING:
+    from benchmarks.runner import Progress
 
 
 @contextmanager
