@@ -16,7 +16,7 @@ bench: $(VENV)/.bench-installed
 	$(BIN)/tta-bench leaderboard $(OUT) --export $(OUT)/leaderboard.csv --export $(OUT)/leaderboard.md
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=40
 
 # The part of the suite that `make test` leaves out: further options of every method, two long traces.
 slow: $(VENV)/.test-installed

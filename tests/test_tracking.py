@@ -189,8 +189,10 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path / "out")
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     records = list(wandb_records(file))
-    config = [u for r in records if r.HasField("run") for u in r.run.config.update]
-    assert {u.key: u.value_json for u in config}["config.lr"] == "0.01"
+    # The library may send the config with the run or after it.
+    config = [u for r in records for u in (*r.run.config.update, *r.config.update)]
+    said = {u.key or ".".join(u.nested_key): u.value_json for u in config}
+    assert said["config.lr"] == "0.01"
     points = [
         {item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item}
         for r in records
