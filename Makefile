@@ -18,7 +18,7 @@ bench: $(VENV)/.bench-installed
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=40
 
-# The part of the suite that `make test` leaves out: further options of every method, two long traces.
+# The part of the suite that `make test` leaves out: long traces, engines of sweeps, a browser, …
 slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 

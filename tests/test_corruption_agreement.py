@@ -74,6 +74,7 @@ def test_deterministic_corruptions_have_the_reference_pixels(data: Path) -> None
         assert row.equal_pct >= 99.5, row
 
 
+@pytest.mark.slow
 def test_a_network_errs_as_on_the_reference(shared: Path, data: Path) -> None:
     assert set(REFERENCE_ERROR_PCT) | set(parity.DETERMINISTIC) == set(CORRUPTIONS)
     weights = shared / "data" / "weights" / "resnet32-d509ac18.th"

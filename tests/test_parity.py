@@ -15,8 +15,11 @@ import pytest
 ROOT = Path(__file__).parent
 SCRIPT = ROOT / "parity" / "run_trace.py"
 TRACES = sorted(Path(os.environ.get("TTA_SHARED", "."), "traces").glob("*.npz"))
-# The longest two; the official code's traces of the same methods stay in the quick part.
-SLOW = {"cotta_hflip", "petal_fim_hflip"}
+# The longest, and repetitions of what another trace of the method shows; `make slow` replays them.
+SLOW = {
+    *("cotta_hflip", "cotta_official", "petal_fim_hflip", "petal_official", "rmt", "santa"),
+    *("sar_reset", "sar_official_reset_resume"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -191,6 +191,7 @@ def test_console_and_leaderboard(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "visit 1" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_kill_nine_and_resume_with_visits_and_unknown_images(tmp_path: Path) -> None:
     """The process is killed in the second visit; with --resume the result is the same."""
     command = [
