@@ -23,6 +23,13 @@ StreamName = Annotated[
         "--stream", "-s", help="See 'tta-bench list streams' and 'list learning-streams'."
     ),
 ]
+Backbone = Annotated[
+    Optional[str], typer.Option(help="Embedded name, timm:NAME, cifar-resnet20, small-cnn, …")
+]
+Checkpoint = Annotated[
+    Optional[Path], typer.Option(help="Weights file of the backbone (safetensors or torch).")
+]
+Device = Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")]
 Setting = Annotated[
     Optional[str],
     typer.Option(help="Order and reset policy: continual, reset, … see 'tta-bench list settings'."),

@@ -10,11 +10,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.errors import UsageError
+
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+@contextmanager
+def asked_for(path: Path, instead: str = "file") -> Iterator[Path]:
+    """``atomic_write`` of a file that the user named; its folder is made.
+
+    Args:
+        path: The file.
+        instead: What to name another of, where it cannot be written.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path} ({error.strerror}); name another {instead}"
+        ) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import UsageError
-from benchmarks.files import atomic_write
+from benchmarks.files import asked_for
 from benchmarks.leaderboard import (
     BEST,
     TIED,
@@ -30,12 +30,8 @@ def export(rows: Sequence[Row], path: Path) -> None:
     Raises:
         UsageError: For another suffix, or a file that cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(_writer(path)(rows), "utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}); name another file") from error
+    with asked_for(path) as temporary:
+        temporary.write_text(_writer(path)(rows), "utf-8")
 
 
 def check_suffixes(paths: Sequence[Path]) -> None:

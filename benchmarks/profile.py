@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Request:
 
     method: str
     backbone: str
-    checkpoint: str | None = None
+    checkpoint: Path | None = None
     batch_size: int = 200
     rounds: int = 10
     layout: str = "own"
@@ -148,7 +149,7 @@ def measure(request: Request) -> dict[str, Any]:
     check_device(request.device)
     if request.threads:
         torch.set_num_threads(request.threads)
-    backbone = load(request.backbone, checkpoint=request.checkpoint)  # type: ignore[arg-type]
+    backbone = load(request.backbone, checkpoint=request.checkpoint)
     model = laid_out(backbone.model, request.layout).to(request.device)
     stream = _stream(request.batch_size)
     feed = _Feed(stream, backbone.input_size, request.device)
@@ -164,10 +165,7 @@ def measure(request: Request) -> dict[str, Any]:
         adapter(x)  # warms up: thread pools, moments, teachers
         bare.time()
         rounds = [_round(adapter, bare, feed, calls, request.device) for _ in range(request.rounds)]
-    medians = {
-        key: statistics.median(entry[key] for entry in rounds if entry[key] is not None)
-        for key in rounds[0]
-    }
+    medians = {key: statistics.median(entry[key] for entry in rounds) for key in rounds[0]}
     size = request.batch_size
     return asdict(
         Cost(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from benchmarks.cli_errors import user_errors
-from benchmarks.cli_options import AsJson
+from benchmarks.cli_options import AsJson, Checkpoint, Device
 from benchmarks.errors import UsageError
 from benchmarks.words import read_methods, read_options, read_split
 
@@ -21,9 +21,7 @@ def profile(
     backbone: Annotated[
         str, typer.Option(help="Embedded name, timm:NAME, cifar-resnet32, …")
     ] = "fashion-resnet",
-    checkpoint: Annotated[
-        Optional[Path], typer.Option(help="Weights file of the backbone.", exists=False)
-    ] = None,
+    checkpoint: Checkpoint = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 200,
     rounds: Annotated[int, typer.Option(help="Measured steps of each method.", min=1)] = 10,
     layout: Annotated[
@@ -33,7 +31,7 @@ def profile(
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="Method option key=value; repeat.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    device: Device = "cpu",
     threads: Annotated[int, typer.Option(help="Intra-op threads; 0: torch's choice.", min=0)] = 0,
     out: Annotated[Optional[Path], typer.Option(help="Write the table as FILE.csv.")] = None,
     as_json: AsJson = False,
@@ -70,7 +68,7 @@ def profile(
             Request(
                 method=name,
                 backbone=backbone,
-                checkpoint=str(checkpoint) if checkpoint else None,
+                checkpoint=checkpoint,
                 batch_size=batch_size,
                 rounds=rounds,
                 layout=layout,

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.console import bar_size, new_table, show
 from benchmarks.errors import UsageError
-from benchmarks.files import atomic_write
+from benchmarks.files import asked_for
 from benchmarks.profile import Request, measure
 from tta.errors import AdapterError
 
@@ -93,12 +93,8 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(text.getvalue(), "utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}); name another file") from error
+    with asked_for(path) as temporary:
+        temporary.write_text(text.getvalue(), "utf-8")
 
 
 def _number(value: float) -> str:

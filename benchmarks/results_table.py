@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks.errors import UsageError
-from benchmarks.files import atomic_write
+from benchmarks.files import asked_for
 from benchmarks.results import SCHEMA_VERSION
 from continual.metrics import FORMS, METRICS
 
@@ -83,12 +83,8 @@ def export(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     if write is None:
         raise UsageError(f"cannot export to {path.name!r}: use {', '.join(_WRITERS)}")
     table = table_of(rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            write(table, temporary)
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}); name another file") from error
+    with asked_for(path) as temporary:
+        write(table, temporary)
     return int(table.num_rows)
 
 

@@ -12,10 +12,13 @@ import typer
 from benchmarks.cli_errors import left_out, user_errors
 from benchmarks.cli_options import (
     AsJson,
+    Backbone,
     BatchSize,
     Carry,
+    Checkpoint,
     Corruption,
     DataDir,
+    Device,
     EvalEvery,
     Mean,
     Names,
@@ -57,12 +60,8 @@ def run(
     protocol: Annotated[
         Optional[str], typer.Option(help="A frozen protocol; see 'tta-bench list protocols'.")
     ] = None,
-    backbone: Annotated[
-        Optional[str], typer.Option(help="Embedded name, timm:NAME, cifar-resnet20, small-cnn, …")
-    ] = None,
-    checkpoint: Annotated[
-        Optional[Path], typer.Option(help="Weights file of the backbone (safetensors or torch).")
-    ] = None,
+    backbone: Backbone = None,
+    checkpoint: Checkpoint = None,
     set_: Annotated[
         Optional[list[str]],
         typer.Option("--set", help="Method option key=value; repeat. 'deyo.lr=1e-3' for one only."),
@@ -93,7 +92,7 @@ def run(
         Optional[Path], typer.Option(help="Options that 'tta-bench tune' found; --set goes over.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
-    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted runs.")] = False,
     overwrite: Annotated[

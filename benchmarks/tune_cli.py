@@ -11,9 +11,12 @@ import typer
 from benchmarks.cli_errors import left_out, user_errors
 from benchmarks.cli_options import (
     AsJson,
+    Backbone,
     BatchSize,
+    Checkpoint,
     Corruption,
     DataDir,
+    Device,
     Norm,
     NormOptions,
     NumExamples,
@@ -75,12 +78,8 @@ def tune(
     protocol: Annotated[
         Optional[str], typer.Option(help="The evaluation's; see 'tta-bench list protocols'.")
     ] = None,
-    backbone: Annotated[
-        Optional[str], typer.Option(help="Embedded name, timm:NAME, cifar-resnet20, …")
-    ] = None,
-    checkpoint: Annotated[
-        Optional[Path], typer.Option(help="Weights file of the backbone (safetensors or torch).")
-    ] = None,
+    backbone: Backbone = None,
+    checkpoint: Checkpoint = None,
     set_: Annotated[
         Optional[list[str]],
         typer.Option("--set", help="Option that all trials share, and that is not searched."),
@@ -101,7 +100,7 @@ def tune(
     out: Annotated[
         Path, typer.Option(help="Results folder: gets tuned.toml, and the trials in tune/.")
     ] = Path("results"),
-    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Search each method's options with the same number of trials, on a stream kept for tuning.

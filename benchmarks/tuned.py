@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.errors import UsageError
-from benchmarks.files import atomic_write
+from benchmarks.files import asked_for
 from benchmarks.runner import open_stream
 from benchmarks.spec import RunSpec, one_line
 from streams.types import Ints, Stream
@@ -176,12 +176,8 @@ def write_tuned(path: Path, tuned: Tuned) -> None:
         UsageError: If it cannot be written.
     """
     text = "# Written by 'tta-bench tune'. Use: tta-bench run --tuned FILE …\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(text + _toml(tuned.model_dump()), "utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}); name another --out") from error
+    with asked_for(path, "--out") as temporary:
+        temporary.write_text(text + _toml(tuned.model_dump()), "utf-8")
 
 
 def read_tuned(path: Path) -> Tuned:

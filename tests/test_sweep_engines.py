@@ -161,7 +161,7 @@ def test_ctrl_c_ends_cleanly_and_a_cell_that_takes_too_long_fails() -> None:
 
 @pytest.mark.slow
 def test_ray_gives_the_same_rows_and_survives_a_dead_actor() -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
     driver = start(write(TINY), "--out", "ray", "--engine", "ray", "--jobs", "1")
 
     def actor() -> psutil.Process | None:
@@ -183,7 +183,7 @@ def test_ray_gives_the_same_rows_and_survives_a_dead_actor() -> None:
 
 @pytest.mark.slow
 def test_slurm_jobs_outlive_their_driver(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="needs the extra 'slurm'")
     tools = {"sbatch": SBATCH.format(python=sys.executable), "srun": SRUN, "sacct": SACCT}
     for name, text in tools.items():
         file = tmp_path / "bin" / name
@@ -217,7 +217,7 @@ def test_slurm_jobs_outlive_their_driver(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_local_submitit_job_that_dies_is_submitted_again() -> None:
-    pytest.importorskip("submitit")
+    pytest.importorskip("submitit", reason="needs the extra 'slurm'")
     words = ("--out", "local", "--engine", "slurm", "--jobs", "1", "--slurm", "cluster=local")
     text = TINY.replace("[0, 1]", "[0]").replace('"tent", ', "")
     driver = start(write(text), *words)

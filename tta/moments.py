@@ -18,7 +18,7 @@ def of_batch(x: Tensor, *, correction: int = 0) -> tuple[Tensor, Tensor]:
 
     Args:
         x: ``(B, C, ...)``, floating.
-        correction: 1 for the unbiased variance.
+        correction: 1 for the unbiased variance, of two values or more.
 
     Returns:
         Variance ``(C,)`` and mean ``(C,)``, differentiable once.
@@ -32,7 +32,7 @@ def of_images(x: Tensor, *, correction: int = 0) -> tuple[Tensor, Tensor]:
 
     Args:
         x: ``(B, C, ...)``, floating.
-        correction: 1 for the unbiased variance.
+        correction: 1 for the unbiased variance, of two values or more.
 
     Returns:
         Variance ``(B, C)`` and mean ``(B, C)``, differentiable once.

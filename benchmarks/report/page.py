@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import UsageError
-from benchmarks.files import atomic_write
+from benchmarks.files import asked_for
 from benchmarks.report import style
 from benchmarks.report.charts import MIN_BIN, charts
 from benchmarks.report.data import Entry, Group, Results
@@ -97,13 +97,9 @@ def write(page: str, out: Path) -> int:
     Raises:
         UsageError: If it cannot be written.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as temporary:
-            temporary.write_text(page, "utf-8")
-        return out.stat().st_size
-    except OSError as error:
-        raise UsageError(f"cannot write {out} ({error.strerror}); name another --out") from error
+    with asked_for(out, "--out") as temporary:
+        temporary.write_text(page, "utf-8")
+    return out.stat().st_size
 
 
 def payload(results: Results, looks: Mapping[str, style.Style]) -> dict[str, Any]:
