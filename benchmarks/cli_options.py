@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -30,6 +30,19 @@ Checkpoint = Annotated[
     Optional[Path], typer.Option(help="Weights file of the backbone (safetensors or torch).")
 ]
 Device = Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, mps.")]
+Layout = Annotated[
+    Literal["auto", "own", "channels-last", "contiguous"],
+    typer.Option(
+        help="Memory layout of the model; auto: the faster one, measured once a backbone and "
+        "machine; own: as it is loaded."
+    ),
+]
+Amp = Annotated[
+    Optional[Literal["bf16"]], typer.Option(help="Compute the network under bfloat16 autocast.")
+]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first; takes a minute or more.")
+]
 Setting = Annotated[
     Optional[str],
     typer.Option(help="Order and reset policy: continual, reset, … see 'tta-bench list settings'."),

@@ -23,7 +23,7 @@ BY_SEED = "by seed"
 BEST, TIED, BEHIND = "best", "within noise", ""
 _PERMUTED = re.compile(r"(permutations=[^,]*), seed=\d+")
 # Beside method and config: rows that differ in one of these are different entries.
-VARIANT = ("norm", "window", "source_data", "normalisation", "tuned_trials", "tuned_on")
+VARIANT = ("norm", "window", "source_data", "normalisation", "amp", "tuned_trials", "tuned_on")
 
 Row = dict[str, Any]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,14 @@ from torch import Tensor, nn
 import streams
 import tta
 from benchmarks import metrics
+from benchmarks.allocator import keep_freed_memory
+from benchmarks.layout import Choice, resolved
 from benchmarks.machine import check_device, now, peak_memory
+from benchmarks.profile_bound import Bare, Call, adapted, bare_twin, bound, calls_of
 from streams.types import Batch, Stream
-from tta import norm_layers
-from tta.backbones import Normalized, load
+from tta import execution, moments
+from tta.backbones import load
+from tta.containers import nbytes
 
 # Images of real texture: what a method selects depends on the entropy of its predictions.
 STREAM = "fashion-mnist-c"
@@ -43,7 +48,11 @@ class Request:
         checkpoint: Weights file of the backbone.
         batch_size: Images a step.
         rounds: Measured steps; each also prices the bare model.
-        layout: ``channels-last``, ``contiguous``, or ``own``: as the backbone is loaded.
+        layout: ``auto``, ``channels-last``, ``contiguous``, or ``own``: as the backbone is loaded.
+        amp: ``bf16``: under autocast.
+        compiled: Compile the network, with torch.compile.
+        plain: Also time the same step as reference implementations run it: contiguous, float32,
+            not compiled, moments by ``torch.var``.
         options: Fields of the method's config.
         device: Torch device.
         threads: Intra-op threads; 0 leaves torch's choice.
@@ -54,7 +63,10 @@ class Request:
     checkpoint: Path | None = None
     batch_size: int = 200
     rounds: int = 10
-    layout: str = "own"
+    layout: Choice = "auto"
+    amp: execution.Precision | None = None
+    compiled: bool = False
+    plain: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 0
@@ -66,6 +78,7 @@ class Cost:
 
     Attributes:
         method: Registered name.
+        layout: Memory layout of the step.
         forward_ms: A bare forward of the batch without a graph.
         backward_ms: A bare forward and backward for the adapted parameters.
         step_ms: The adapter's step.
@@ -74,13 +87,20 @@ class Cost:
         images_per_second: Of the step.
         forwards: Images forward in a step, per image of the batch, as the method reports them.
         backwards: The same, backward.
+        plain_ms: The step of the plain form; ``None`` where it was not asked for.
+        plain_forward_ms: A bare forward of the plain form.
+        speedup: Median over the rounds of the plain step over the step.
         harness_pct: Metrics and rows of a step, in percent of the step.
         feed_ms: Making a batch of the stream in the same process.
-        peak_mib: Peak memory: the process's resident size, on CUDA the allocator's.
-        base_mib: The same before the adapter was built, after a bare forward.
+        peak_mib: Peak memory after two steps: the process's resident size, on CUDA the allocator's.
+        bare_mib: The same before the first step, after the bare forward and backward.
+        state_mib: What the adapter holds beside the model: teachers, anchors, banks, the state to
+            reset to.
+        memory_ratio: Peak over bare and state.
     """
 
     method: str
+    layout: str
     forward_ms: float
     backward_ms: float
     step_ms: float
@@ -89,53 +109,15 @@ class Cost:
     images_per_second: float
     forwards: float
     backwards: float
+    plain_ms: float | None
+    plain_forward_ms: float | None
+    speedup: float | None
     harness_pct: float
     feed_ms: float
     peak_mib: float
-    base_mib: float
-
-
-@dataclass
-class _Call:
-    """A forward of the whole model inside a step."""
-
-    images: int
-    graph: bool
-
-
-class _Bare:
-    """The model alone, in the modes that the method gave it, priced at two sizes.
-
-    The time of a forward is taken as affine in the number of images.
-    """
-
-    def __init__(self, model: nn.Module, names: set[str], x: Tensor, device: str) -> None:
-        self.model, self.device = model, device
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in names)
-        self.learns = any(p.requires_grad for p in model.parameters())
-        small = max(2, len(x) // 4)
-        self.batches = {len(x): x, small: x[:small]}
-
-    def time(self) -> dict[int, tuple[float, float]]:
-        """Seconds of a forward, and of a forward and backward, for each of the sizes."""
-        return {size: (self._forward(x), self._both(x)) for size, x in self.batches.items()}
-
-    def _forward(self, x: Tensor) -> float:
-        started = now(self.device)
-        with torch.no_grad():
-            self.model(x)
-        return now(self.device) - started
-
-    def _both(self, x: Tensor) -> float:
-        if not self.learns:
-            return 0.0
-        started = now(self.device)
-        loss: Tensor = self.model(x).logsumexp(1).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        seconds = now(self.device) - started
-        self.model.zero_grad(set_to_none=True)
-        return seconds
+    bare_mib: float
+    state_mib: float
+    memory_ratio: float
 
 
 def measure(request: Request) -> dict[str, Any]:
@@ -147,29 +129,45 @@ def measure(request: Request) -> dict[str, Any]:
         UsageError: If the device is not there.
     """
     check_device(request.device)
+    keep_freed_memory()  # as ``run`` does
     if request.threads:
         torch.set_num_threads(request.threads)
     backbone = load(request.backbone, checkpoint=request.checkpoint)
-    model = laid_out(backbone.model, request.layout).to(request.device)
-    stream = _stream(request.batch_size)
-    feed = _Feed(stream, backbone.input_size, request.device)
+    model = backbone.model.to(request.device).eval()
+    feed = _Feed(_stream(request.batch_size), backbone.input_size, request.device)
     _, x = feed.next()
     with torch.no_grad():
-        model.eval()(x)
-    base = peak_memory(request.device)
+        model(x)
+    layout = resolved(request.layout, model, x, backbone.name)
+    pristine = copy.deepcopy(model) if request.plain else None
+    execution.lay_out(model, layout)
+    execution.set_precision(model, request.amp)
     adapter = tta.wrap(model, request.method, **request.options)
+    bare = Bare(bare_twin(model, adapter), adapted(adapter), x, request.device)
+    if request.compiled:
+        execution.compile_(adapter)
+        execution.compile_(bare.model)
+    bare.time()
+    bare_mib = peak_memory(request.device)
     if adapter.needs.source_data:
         adapter.fit_source(_source(adapter, feed))
-    bare = _Bare(_plain_twin(model, adapter), _adapted(adapter), x, request.device)
-    with _calls(adapter) as calls:
-        adapter(x)  # warms up: thread pools, moments, teachers
-        bare.time()
-        rounds = [_round(adapter, bare, feed, calls, request.device) for _ in range(request.rounds)]
+    with calls_of(adapter) as calls:
+        for _ in range(3 if request.compiled else 2):
+            adapter(x)  # warms up: thread pools, moments, teachers
+            bare.time()
+        # Before the plain form exists: its memory is not the method's.
+        peak, held = peak_memory(request.device), adapter.nbytes
+        plain = None if pristine is None else _Plain(pristine, request, feed)
+        rounds = [
+            _round(adapter, bare, feed, calls, request.device, plain) for _ in range(request.rounds)
+        ]
     medians = {key: statistics.median(entry[key] for entry in rounds) for key in rounds[0]}
     size = request.batch_size
+    state_mib = (held - nbytes([*model.parameters(), *model.buffers()])) / 2**20
     return asdict(
         Cost(
             method=request.method,
+            layout=execution.layout_of(model),
             forward_ms=1e3 * medians["forward"],
             backward_ms=1e3 * medians["both"],
             step_ms=1e3 * medians["step"],
@@ -178,29 +176,63 @@ def measure(request: Request) -> dict[str, Any]:
             images_per_second=size / medians["step"],
             forwards=statistics.fmean(entry["forwards"] for entry in rounds) / size,
             backwards=statistics.fmean(entry["backwards"] for entry in rounds) / size,
+            plain_ms=1e3 * medians["plain"] if plain else None,
+            plain_forward_ms=1e3 * medians["plain_forward"] if plain else None,
+            speedup=medians["speedup"] if plain else None,
             harness_pct=100 * medians["harness"] / medians["step"],
             feed_ms=1e3 * medians["feed"],
-            peak_mib=peak_memory(request.device),
-            base_mib=base,
+            peak_mib=peak,
+            bare_mib=bare_mib,
+            state_mib=state_mib,
+            memory_ratio=peak / (bare_mib + state_mib),
         )
     )
 
 
-def laid_out(model: nn.Module, layout: str) -> nn.Module:
-    """The model in a memory layout: ``channels-last``, ``contiguous``, or ``own``."""
-    if layout == "own":
-        return model
-    last = layout == "channels-last"
-    if isinstance(model, Normalized):
-        model.channels_last = last
-    made: nn.Module = model.to(
-        memory_format=torch.channels_last if last else torch.contiguous_format
-    )
-    return made
+class _Plain:
+    """The step as reference implementations run it."""
+
+    def __init__(self, model: nn.Module, request: Request, feed: _Feed) -> None:
+        execution.lay_out(model, "contiguous")
+        self._adapter = tta.wrap(model, request.method, **request.options)
+        self._model, self._device = model, request.device
+        if self._adapter.needs.source_data:
+            self._adapter.fit_source(_source(self._adapter, feed))
+        self.time(feed.next()[1])
+
+    def time(self, x: Tensor) -> tuple[float, float]:
+        """Seconds of a bare forward and of a step."""
+        started = now(self._device)
+        with torch.no_grad():
+            self._model(x)
+        forward = now(self._device) - started
+        with _slow_moments():
+            started = now(self._device)
+            self._adapter(x)
+            return forward, now(self._device) - started
+
+
+@contextmanager
+def _slow_moments() -> Iterator[None]:
+    def of_batch(x: Tensor, *, correction: int = 0) -> tuple[Tensor, Tensor]:
+        return torch.var_mean(x, [0, *range(2, x.ndim)], correction=correction)
+
+    def of_images(x: Tensor, *, correction: int = 0) -> tuple[Tensor, Tensor]:
+        return torch.var_mean(x, list(range(2, x.ndim)), correction=correction)
+
+    with ExitStack() as stack:
+        for name, slow in (("of_batch", of_batch), ("of_images", of_images)):
+            stack.enter_context(mock.patch.object(moments, name, slow))
+        yield
 
 
 def _round(
-    adapter: tta.Adapter, bare: _Bare, feed: _Feed, calls: list[_Call], device: str
+    adapter: tta.Adapter,
+    bare: Bare,
+    feed: _Feed,
+    calls: list[Call],
+    device: str,
+    plain: _Plain | None,
 ) -> dict[str, float]:
     started = now(device)
     batch, x = feed.next()
@@ -217,74 +249,26 @@ def _round(
     report = adapter.report
     metrics.step_rows(batch, logits, feed.stream.domains, report, step)
     harness = now(device) - started
+    plain_forward, plain_step = plain.time(x) if plain else (0.0, 0.0)
     prices = {
         size: tuple((a + b) / 2 for a, b in zip(before[size], after[size], strict=True))
         for size in before
     }
-    bound = _bound(made, report, prices, len(x))
+    least = bound(made, report, prices, len(x))
     return {
         "forward": prices[len(x)][0],
         "both": prices[len(x)][1],
         "step": step,
-        "bound": bound,
-        "ratio": step / bound,
+        "bound": least,
+        "ratio": step / least,
         "harness": harness,
         "feed": fed,
         "forwards": report["forwards"],
         "backwards": report["backwards"],
+        "plain": plain_step,
+        "plain_forward": plain_forward,
+        "speedup": plain_step / step,
     }
-
-
-def _bound(
-    calls: list[_Call], report: dict[str, float], prices: dict[int, tuple[float, ...]], size: int
-) -> float:
-    """Seconds of the forwards and backwards of a step, by affine prices."""
-    (large, at_large), (small, at_small) = sorted(prices.items(), reverse=True)
-
-    def price(images: int, which: int) -> float:
-        slope = (at_large[which] - at_small[which]) / (large - small)
-        # Noise may turn the line; a size is never cheaper than in proportion to nothing.
-        return max(at_large[which] + slope * (images - large), 0.0)
-
-    learnt = report["backwards"] > 0
-    seconds = sum(price(call.images, int(call.graph and learnt)) for call in calls)
-    # Forwards that did not go through the whole model's ``forward`` count by the method's report.
-    unseen = report["forwards"] - sum(call.images for call in calls)
-    if unseen > 0:
-        seconds += unseen * at_large[0] / size
-    return seconds
-
-
-@contextmanager
-def _calls(adapter: tta.Adapter) -> Iterator[list[_Call]]:
-    """Record the forwards of the adapted model and of its teachers."""
-    kind, seen = type(adapter.model), []
-
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(_Call(len(args[0]), torch.is_grad_enabled()))
-
-    roots = [child for child in adapter.children() if type(child) is kind]
-    hooks = [root.register_forward_pre_hook(note) for root in roots]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _adapted(adapter: tta.Adapter) -> set[str]:
-    return {name for name, p in adapter.model.named_parameters() if p.requires_grad}
-
-
-def _plain_twin(model: nn.Module, adapter: tta.Adapter) -> nn.Module:
-    """The model as it came, with batch statistics where the method has them."""
-    own = bool(norm_layers.find(adapter))
-    moved = {name for name, m in adapter.model.named_modules() if m.training}
-    twin = copy.deepcopy(model).eval()
-    for name, module in twin.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (own or name in moved):
-            module.train()
-    return twin
 
 
 class _Feed:

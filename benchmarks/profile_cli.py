@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from benchmarks.cli_errors import user_errors
-from benchmarks.cli_options import AsJson, Checkpoint, Device
+from benchmarks.cli_options import Amp, AsJson, Checkpoint, Compiled, Device, Layout
 from benchmarks.errors import UsageError
 from benchmarks.words import read_methods, read_options, read_split
 
@@ -24,10 +24,17 @@ def profile(
     checkpoint: Checkpoint = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 200,
     rounds: Annotated[int, typer.Option(help="Measured steps of each method.", min=1)] = 10,
-    layout: Annotated[
-        Literal["own", "channels-last", "contiguous"],
-        typer.Option(help="Memory layout of the model; own: as it is loaded."),
-    ] = "own",
+    layout: Layout = "auto",
+    amp: Amp = None,
+    compiled: Compiled = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain",
+            help="Also time the step as reference implementations run it: default layout, "
+            "float32, not compiled.",
+        ),
+    ] = False,
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", help="Method option key=value; repeat.")
     ] = None,
@@ -72,6 +79,9 @@ def profile(
                 batch_size=batch_size,
                 rounds=rounds,
                 layout=layout,
+                amp=amp,
+                compiled=compiled,
+                plain=plain,
                 options=configs[name].to_dict(),
                 device=device,
                 threads=threads,

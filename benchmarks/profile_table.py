@@ -28,11 +28,17 @@ _SHOWN = {
     "images/s": "images_per_second",
     "forwards": "forwards",
     "backwards": "backwards",
+    "plain ms": "plain_ms",
+    "plain forward ms": "plain_forward_ms",
+    "speed-up": "speedup",
     "harness %": "harness_pct",
     "feed ms": "feed_ms",
     "peak MiB": "peak_mib",
-    "base MiB": "base_mib",
+    "bare MiB": "bare_mib",
+    "state MiB": "state_mib",
+    "memory ratio": "memory_ratio",
 }
+_MEANS = ("ratio", "speedup")
 
 
 def apart(requests: Sequence[Request], skip: set[str]) -> list[Row]:
@@ -68,19 +74,25 @@ def apart(requests: Sequence[Request], skip: set[str]) -> list[Row]:
 
 def profile_table(rows: Sequence[Row]) -> None:
     """Print the rows, and the geometric mean of the ratios of the methods with gradients."""
+    shown = {head: key for head, key in _SHOWN.items() if rows[0][key] is not None}
     table = new_table()
     table.add_column("method")
-    for head in _SHOWN:
+    for head in shown:
         table.add_column(head, justify="right")
     for row in rows:
-        table.add_row(row["method"], *(_number(row[key]) for key in _SHOWN.values()))
-    ratios = [row["ratio"] for row in rows if row["backwards"] > 0]
-    if ratios:
+        table.add_row(row["method"], *(_number(row[key]) for key in shown.values()))
+    learning = [row for row in rows if row["backwards"] > 0]
+    if learning:
         table.add_section()
-        mean = math.exp(statistics.fmean(map(math.log, ratios)))
-        cells = [f"{mean:.3f}" if key == "ratio" else "" for key in _SHOWN.values()]
+        cells = [geometric_mean(learning, key) if key in _MEANS else "" for key in shown.values()]
         table.add_row("with gradients, geometric mean", *cells)
-    show("cost of a step; bound: its own forwards and backwards, priced bare", table)
+    title = "cost of a step; bound: its own forwards and backwards, priced bare"
+    show(f"{title}; {rows[0]['layout']}", table)
+
+
+def geometric_mean(rows: Sequence[Row], key: str) -> str:
+    """Of a column of positive numbers, to three digits after the point."""
+    return f"{math.exp(statistics.fmean(math.log(row[key]) for row in rows)):.3f}"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

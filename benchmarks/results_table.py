@@ -37,6 +37,7 @@ COLUMNS: dict[str, pa.DataType] = {
     **{"tuned_trials": _INT, "tuned_on": _TEXT},
     **{"provenance": _TEXT, "stream_hash": _TEXT, "weights": _TEXT, "weight_hash": _TEXT},
     **{"normalisation": _TEXT, "device": _TEXT, "dtype": _TEXT, "threads": _INT},
+    **{"layout": _TEXT, "amp": _TEXT, "compiled": _FLAG},
     **{"version_tta_bench": _TEXT, "version_torch": _TEXT, "version_timm": _TEXT},
     **{"version_numpy": _TEXT, "version_python": _TEXT, "seconds": _FLOAT},
     **{"images_per_second": _FLOAT, "seconds_per_1k": _FLOAT, "peak_mem_mib": _FLOAT},

@@ -11,15 +11,18 @@ import typer
 
 from benchmarks.cli_errors import left_out, user_errors
 from benchmarks.cli_options import (
+    Amp,
     AsJson,
     Backbone,
     BatchSize,
     Carry,
     Checkpoint,
+    Compiled,
     Corruption,
     DataDir,
     Device,
     EvalEvery,
+    Layout,
     Mean,
     Names,
     Norm,
@@ -94,6 +97,9 @@ def run(
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    layout: Layout = "auto",
+    amp: Amp = None,
+    compiled: Compiled = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted runs.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Run again what is already finished.")
@@ -165,7 +171,8 @@ def run(
             said |= {"--open-ratio": open_ratio, "--norm": norm, "--norm-set": norm_set}
             said |= {"--window": window != 1, "--dtype": dtype != "float32"}
             said |= {"--source-dir": source_dir, "--mean": mean, "--std": std}
-            said |= {"--tuned": tuned}
+            said |= {"--tuned": tuned, "--layout": layout != "auto", "--amp": amp}
+            said |= {"--compile": compiled}
             refuse(said, "has no effect on a learning stream")
             specs, by_pattern = learning_specs(
                 read_split(method),
@@ -215,6 +222,9 @@ def run(
                     mean=read_floats("mean", mean),
                     std=read_floats("std", std),
                     source_dir=str(source_dir) if source_dir else None,
+                    layout=layout,
+                    amp=amp,
+                    compiled=compiled,
                     **common,
                 )
                 for name in methods

@@ -15,6 +15,7 @@ import streams
 import tta
 from benchmarks import metrics
 from benchmarks.errors import UsageError
+from benchmarks.layout import resolved
 from benchmarks.machine import (
     check_device,
     device_name,
@@ -31,6 +32,7 @@ from benchmarks.spec import RunSpec
 from benchmarks.tracking import Tracker, tracked
 from streams.feed import batches
 from streams.types import Stream
+from tta import execution
 from tta.backbones import Backbone, load
 from tta.masking import Masked
 
@@ -50,9 +52,9 @@ class Prepared:
 
     @property
     def model_key(self) -> str:
-        """What fixes the unadapted model's answers: weights and normalisation."""
-        backbone = self.backbone
-        return f"{backbone.weight_hash}/{backbone.mean}/{backbone.std}"
+        """What fixes the unadapted model's answers: weights, normalisation, precision."""
+        backbone, amp = self.backbone, self.spec.amp
+        return f"{backbone.weight_hash}/{backbone.mean}/{backbone.std}" + (f"/{amp}" if amp else "")
 
     @property
     def folder_name(self) -> str:
@@ -90,6 +92,9 @@ def prepare(spec: RunSpec) -> Prepared:
             f"backbone {backbone.name} does not take images {tuple(sample.shape[1:])}: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    layout = resolved(spec.layout, backbone.model, stream.batch(0).x.to(spec.device), spec.backbone)
+    execution.lay_out(backbone.model, layout)
+    execution.set_precision(backbone.model, spec.amp)
     config = tta.adapter_config(spec.method).create(
         {k: tuple(v) if isinstance(v, list) else v for k, v in spec.config.items()}
     )
@@ -216,6 +221,9 @@ class _Loop:
         stream, adapter = self.prepared.stream, self.prepared.adapter
         device = self.prepared.spec.device
         resets = set(stream.reset_steps)
+        if self.prepared.spec.compiled:
+            # After copies were made of it: a copy of a compiled module is not compiled.
+            execution.compile_(adapter)
         first = self._restore()
         saved = time.monotonic()
         if adapter.needs.source_data and not adapter.source_fitted:
@@ -255,6 +263,7 @@ class _Loop:
             {
                 "step": step,
                 "adapter": self.prepared.adapter.state_dict(),
+                "layout": execution.layout_of(self.prepared.adapter),
                 "reference": self.reference.counts,
                 "correct": self.correct,
                 "total": self.total,
@@ -266,6 +275,8 @@ class _Loop:
         state = self.folder.load(self.prepared.spec.device)
         if state is None:
             return 0
+        # What a probe says now may not be what it said when the run began.
+        execution.lay_out(self.prepared.adapter, state["layout"])
         self.prepared.adapter.load_state_dict(state["adapter"])
         self.correct, self.total = state["correct"], state["total"]
         if self.scores:
@@ -314,6 +325,9 @@ class _Loop:
             "normalisation": f"mean={backbone.mean} std={backbone.std}, inside the model",
             "device": device_name(spec.device),
             "dtype": spec.dtype,
+            "layout": execution.layout_of(self.prepared.adapter),
+            "amp": spec.amp,
+            "compiled": spec.compiled,
             "threads": torch.get_num_threads(),
             **versions(),
             "seconds": seconds,

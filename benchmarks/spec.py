@@ -35,6 +35,9 @@ _LATER: dict[str, Any] = {
     "source_images": 2000,
     "mean": None,
     "std": None,
+    "layout": "auto",
+    "amp": None,
+    "compiled": False,
 }
 # Which of several matrices CCC walks over is said by provenance and hash of the stream.
 _NAMED_ELSEWHERE = "matrix"
@@ -56,6 +59,9 @@ class RunSpec(BaseModel):
         source_dir: Folder of the training images for such a method; ``data_dir`` where ``None``.
         mean: Channel means inside the model, in [0, 1]; ``None``: the backbone's own.
         std: Channel standard deviations inside the model; ``None``: the backbone's own.
+        layout: Memory layout of the model (``benchmarks.layout``).
+        amp: ``bf16``: the network computes under autocast.
+        compiled: The network is compiled.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,6 +92,9 @@ class RunSpec(BaseModel):
     checkpoint: str | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    layout: Literal["auto", "own", "contiguous", "channels-last"] = "auto"
+    amp: Literal["bf16"] | None = None
+    compiled: bool = False
     seed: int = Field(ge=0)
     device: str
     dtype: Literal["float32", "float64"]
@@ -121,6 +130,9 @@ def resolve(
     window: int = 1,
     source_images: int = 2000,
     source_dir: str | None = None,
+    layout: str = "auto",
+    amp: str | None = None,
+    compiled: bool = False,
     **overrides: Any,
 ) -> RunSpec:
     """A complete spec from a few words.
@@ -144,6 +156,9 @@ def resolve(
         window: As in ``tta.wrap``.
         source_images: At most so many clean images for a method that needs source data.
         source_dir: Folder of the training images for such a method.
+        layout: ``auto``, ``own``, ``contiguous`` or ``channels-last``.
+        amp: ``bf16`` or ``None``.
+        compiled: Compile the network.
         **overrides: ``corruptions``, ``severity``, ``batch_size``, ``shuffle``, ``num_examples``,
             ``setting_options``, ``order``, ``source_options``, ``open_set``, ``open_ratio``,
             ``skip_examples``; ``None`` keeps the protocol's.
@@ -199,6 +214,9 @@ def resolve(
             window=window,
             source_images=source_images,
             source_dir=source_dir,
+            layout=layout,
+            amp=amp,
+            compiled=compiled,
             **fields,
         )
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The base of every method: one step guarded, all mutable state declared once.
+"""The base of every method: one guarded step around what the method writes.
 
 A subclass writes ``setup`` (what is adapted) and ``adapt`` (one batch). Reset, save, load, device
 moves, the NaN guard and the report are inherited.
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from tta import fitting, norm_layers, optim, window
 from tta.config import AdapterConfig
-from tta.containers import map_tensors
 from tta.errors import AdapterError
 from tta.memory import Fifo
+from tta.stateful import Stateful
 
 STATE_VERSION = 1
 
@@ -42,7 +42,7 @@ class Needs:
     norms: frozenset[str] = frozenset()
 
 
-class Adapter(nn.Module):
+class Adapter(Stateful):
     """A model that adapts to what it sees: ``logits = adapter(x)``.
 
     Args:
@@ -57,7 +57,6 @@ class Adapter(nn.Module):
         AdapterError: If the model cannot be adapted by this method.
     """
 
-    name: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs()
     predicts: ClassVar[Literal["before", "after"]] = "before"
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
@@ -97,9 +96,6 @@ class Adapter(nn.Module):
             raise AdapterError(f"window={window}: it must be 1 (none), or more and episodic=False")
         self.config = config
         self.model = model
-        self._states: dict[str, Any] = {}
-        self._optimizers: dict[str, dict[str, Any]] = {}
-        self._mutable_modules: list[str] = []
         self._report: dict[str, Any] = {}
         self._fitted: dict[str, Any] = {}
         model.eval().requires_grad_(False)
@@ -110,7 +106,7 @@ class Adapter(nn.Module):
             self.add_state("ring", Fifo.empty())
         self.setup()
         self._own_statistics = norm_layers.find(self)
-        self._initial = self._snapshot()
+        self._keep_initial()
 
     # What a method writes -------------------------------------------------------------------
 
@@ -198,7 +194,7 @@ class Adapter(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             self.fit(given)
         self.source_fitted = True
-        self._initial = self._snapshot()
+        self._keep_initial()
         now = self._initial["tensors"]
         changed = {k: v for k, v in now.items() if k not in before or not v.equal(before[k])}
         self._fitted = {**self._initial, "tensors": changed}
@@ -217,7 +213,7 @@ class Adapter(nn.Module):
         """Take the place of ``fit_source`` on a fresh adapter of the same model and config."""
         self._fitted = copy.deepcopy(dict(state))
         self._restore(self._fitted)
-        self._initial = self._snapshot()
+        self._keep_initial()
 
     @property
     def report(self) -> dict[str, float]:
@@ -228,30 +224,6 @@ class Adapter(nn.Module):
         }
 
     # Building blocks for methods ------------------------------------------------------------
-
-    def add_state(self, name: str, default: Any) -> None:
-        """Declare a mutable value, kept as ``self.<name>``: reset, saved, loaded and moved with us.
-
-        Args:
-            name: Attribute name.
-            default: A number, a tensor, or a plain container of them.
-        """
-        if name in self._states or hasattr(self, name):
-            raise AdapterError(f"{self.name}: state {name!r} is declared twice")
-        self._states[name] = None
-        setattr(self, name, default)
-
-    def add_module_state(self, name: str, module: nn.Module) -> None:
-        """Declare a module whose parameters change without gradients (a teacher, an anchor)."""
-        self.add_module(name, module.requires_grad_(False))
-        self._mutable_modules.append(f"{name}.")
-
-    def add_optimizer(
-        self, config: optim.GradientConfig, params: list[nn.Parameter], name: str = "optimizer"
-    ) -> None:
-        """Declare an optimiser over ``params``, kept as ``self.<name>``."""
-        self._optimizers[name] = {}
-        setattr(self, name, optim.build(config, params))
 
     def logits(self, x: Tensor) -> Tensor:
         """One forward of the adapted model, counted in the report (images)."""
@@ -316,6 +288,7 @@ class Adapter(nn.Module):
                     "build the adapter with the same method and config"
                 )
         self._initial = copy.deepcopy(state["initial"])
+        self._share_initial()
         self._restore(state["now"])
 
     def _identity(self) -> dict[str, Any]:
@@ -327,50 +300,6 @@ class Adapter(nn.Module):
             "window": self._window,
             "norm": norm_layers.describe(self.model),
         }
-
-    def _snapshot(self, tensors: bool = True) -> dict[str, Any]:
-        """Independent copies of the mutable tensors, states and optimisers."""
-        kept = self._mutable_tensors() if tensors else ()
-        return {
-            "tensors": {k: v.detach().clone() for k, v in kept},
-            "states": {name: copy.deepcopy(getattr(self, name)) for name in self._states},
-            "optimizers": {
-                name: copy.deepcopy(getattr(self, name).state_dict()) for name in self._optimizers
-            },
-        }
-
-    def _restore(self, snapshot: Mapping[str, Any]) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            for name, tensor in self._mutable_tensors():
-                if name in snapshot["tensors"]:
-                    tensor.copy_(snapshot["tensors"][name])
-        for name in self._states:
-            setattr(self, name, copy.deepcopy(snapshot["states"][name]))
-        for name in self._optimizers:
-            # load_state_dict aliases the tensors it is given: without the copy a second reset
-            # would restore drifted moments.
-            getattr(self, name).load_state_dict(copy.deepcopy(snapshot["optimizers"][name]))
-
-    def _mutable_tensors(self) -> Iterable[tuple[str, Tensor]]:
-        """Adapted parameters, all buffers, and the tensors of declared modules."""
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad or name.startswith(tuple(self._mutable_modules)):
-                yield name, parameter
-        yield from self.named_buffers()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self._states:
-            setattr(self, name, map_tensors(fn, getattr(self, name)))
-        # What ``reset`` puts back moves too; optimisers move their part when it is loaded.
-        for part in ("tensors", "states"):
-            self._initial[part] = map_tensors(fn, self._initial[part])
-        for name in self._optimizers:
-            for moments in getattr(self, name).state.values():
-                for key, value in moments.items():
-                    if isinstance(value, Tensor) and key != "step":
-                        moments[key] = fn(value)
-        return self
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():

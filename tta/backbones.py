@@ -49,6 +49,8 @@ class Normalized(nn.Module):
         std: Channel standard deviations.
         channels_last: Hand the model its input in this memory layout (same values; faster for
             convolutions on CPUs).
+        autocast: Compute under autocast to this dtype; ``None``: as the weights are. The logits
+            come back in the dtype of the images.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Normalized(nn.Module):
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.channels_last = channels_last
+        self.autocast: torch.dtype | None = None
         self._identity = set(self.mean) == {0.0} and set(self.std) == {1.0}
         self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -74,8 +77,12 @@ class Normalized(nn.Module):
             x = (x - mean) / std
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(x)
-        return logits
+        if self.autocast is None:
+            logits: Tensor = self.model(x)
+            return logits
+        with torch.autocast(x.device.type, dtype=self.autocast):
+            logits = self.model(x)
+        return logits.to(x.dtype)
 
     def extra_repr(self) -> str:
         """Mean and standard deviation."""

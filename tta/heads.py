@@ -109,7 +109,8 @@ class Tap:
                 f"the classifier {self.name!r} sees {tuple(features.shape)} for {len(x)} images: "
                 f"this method needs one vector of {self.dim} numbers an image"
             )
-        return features.flatten(1), logits
+        # Under autocast features are narrower than the logits, which the model widens.
+        return features.flatten(1).to(logits.dtype), logits
 
     def head(self, model: nn.Module) -> nn.Module:
         """The classifier of ``model``: an ``nn.Linear`` or a 1x1 ``nn.Conv2d``."""

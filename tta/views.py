@@ -95,8 +95,10 @@ class _OwnStatistics:
         eps: float = module.eps  # type: ignore[assignment]
         normalised = F.batch_norm(planes, None, None, training=True, eps=eps).view(x.shape)
         self.kept[module] = (module._buffers["running_mean"], module._buffers["running_var"])
-        module._buffers["running_mean"] = normalised.new_zeros(x.shape[1])
-        module._buffers["running_var"] = normalised.new_full((x.shape[1],), 1 - eps)
+        # Under autocast the layer's own tensors are wider than what passes through it.
+        own = module.weight if isinstance(module.weight, Tensor) else normalised
+        module._buffers["running_mean"] = own.new_zeros(x.shape[1])
+        module._buffers["running_var"] = own.new_full((x.shape[1],), 1 - eps)
         return normalised
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
