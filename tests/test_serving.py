@@ -314,12 +314,13 @@ def test_an_answer_that_fails_anywhere_leaves_the_next_right(method):
     server = Server(make(method, **options), source=make_model())
     server.adapt(images(0))
     x, y = images(9), images(8)
-    answer = server.predict(x)
+    answer, built = server.predict(x), structure(server._reader.adapter)
     with Fault() as whole:
         server.predict(x)
     for at in range(1, whole.count + 1):
         with Fault(at, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
             server.predict(y)
+        assert structure(server._reader.adapter) == built, at
         again = server.predict(x)
         assert torch.equal(again.adapted, answer.adapted), at
         assert torch.equal(again.logits, answer.logits), at

@@ -189,7 +189,8 @@ def _pairs(index: int | Sequence[int] | Tensor, y: int | Sequence[int] | Tensor)
     made = []
     for name, value in (("index", index), ("y", y)):
         tensor = torch.as_tensor(value)
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.ndim > 1:
+        whole = not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0
+        if not whole or tensor.ndim > 1:
             raise AdapterError(f"feedback takes whole numbers, {name} is {value!r}")
         made.append(tensor.reshape(-1).tolist())
     if len(made[0]) != len(made[1]):
