@@ -179,6 +179,18 @@ def read(path: Path | str) -> Diff:
     return Diff(about=about, tensors=parts["now"], fitted=parts["fitted"], stored=parts["state"])
 
 
+def is_diff(path: Path | str) -> bool:
+    """Whether a file says that it is a diff, of this version or another."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return False
+    return str(said.get("format", "")).startswith(FORMAT.rpartition("-")[0])
+
+
 def load(path: Path | str, source: nn.Module) -> Adapter:
     """The adapter of a diff, on a copy of ``source``: it answers as the exported one, bit for bit.
 

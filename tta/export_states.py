@@ -22,7 +22,7 @@ def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         last = is_channels_last(value)
-        key = digest(value)
+        key = digest(value) + ("-last" if last else "")
         tensors[key] = value.contiguous()
         return {"tensor": key, "channels_last": True} if last else {"tensor": key}
     if isinstance(value, dict):
@@ -62,7 +62,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def digest(value: Tensor) -> str:
     """32 hexadecimal digits over dtype, shape and bytes."""
-    head = f"{value.dtype}|{tuple(value.shape)}|{is_channels_last(value)}|".encode()
+    head = f"{value.dtype}|{tuple(value.shape)}|".encode()
     return hashlib.sha256(head + as_bytes(value).numpy().tobytes()).hexdigest()[:32]
 
 
