@@ -173,6 +173,21 @@ def test_nothing_adapted_is_an_empty_diff(tmp_path):
     assert torch.equal(got.predict(images(0)), tta.wrap(source, "tent").predict(images(0)))
 
 
+def test_a_state_put_around_the_method_stays_behind(tmp_path):
+    source = make_model()
+    sent = tta.wrap(source, "tent")
+    sent.add_state("watch", [0])
+    sent._initial = sent._snapshot()
+    sent(images(0))
+    sent.watch.append(1)
+    export.save(sent, source, tmp_path / "d")
+    got = export.load(tmp_path / "d", source)
+    assert not hasattr(got, "watch")
+    assert torch.equal(got.predict(images(9)), sent.predict(images(9)))
+    export.undo(sent, source)
+    assert sent.watch == [0]
+
+
 def test_a_channels_last_teacher_keeps_its_layout(tmp_path):
     source = make_model().to(memory_format=torch.channels_last)
     sent = adapted(source, "cotta", num_views=2, lr=1e-2)

@@ -36,7 +36,7 @@ def test_the_switch_turns_on_evidence_and_back():
         if at.side == "adapted":
             turned = n
             break
-    # (1 + stake) ** n, averaged over the stakes, first exceeds 20 at n = 8.
+    # (1 + stake) ** n, averaged over the stakes, first exceeds 20 at n = 7.
     assert turned is not None
     assert turned + 1 == next(
         n for n in range(99) if sum((1 + s / 10) ** n for s in range(1, 10)) / 9 >= 20

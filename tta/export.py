@@ -228,7 +228,9 @@ def undo(adapter: Adapter, source: nn.Module) -> None:
     """
     fresh = _fresh(source, _about(adapter, source), adapter.name)
     _check_made_from(adapter, _tensors(adapter), _tensors(fresh))
-    adapter._restore(fresh._initial)
+    state = fresh._snapshot()
+    state["states"] = {**adapter._initial["states"], **state["states"]}
+    adapter._restore(state)
     adapter._initial, adapter._fitted = adapter._snapshot(), {}
 
 
@@ -316,6 +318,8 @@ def _encoded(
     """States that differ from the fresh ones; their tensors go into ``into`` by digest."""
     said = {}
     for name, value in now.items():
+        if name not in fresh:  # of something put around the method, such as a guard
+            continue
         stored: dict[str, Tensor] = {}
         try:
             written = encode(value, stored)
