@@ -17,6 +17,7 @@ from benchmarks.cli_options import AsJson
 from benchmarks.compare_cli import compare
 from benchmarks.data_cli import app as data_app
 from benchmarks.describe_cli import describe
+from benchmarks.diff_cli import diff
 from benchmarks.errors import UsageError
 from benchmarks.experiment_cli import experiment
 from benchmarks.profile_cli import profile
@@ -136,7 +137,18 @@ def curves(
         typer.echo(f"written: {save_png(find_runs(results), out, masked=masked)}")
 
 
-for command in (describe, experiment, sweep, watch, tune, compare, reproduce, report, profile):
+for command in (
+    describe,
+    experiment,
+    sweep,
+    watch,
+    tune,
+    compare,
+    diff,
+    reproduce,
+    report,
+    profile,
+):
     app.command()(command)
 
 

@@ -114,6 +114,10 @@ def run(
         Optional[list[str]],
         typer.Option(help="Also tell tensorboard, mlflow or wandb, in the results folder; repeat."),
     ] = None,
+    export_diff: Annotated[
+        Optional[Path],
+        typer.Option(help="Write what one run changed in its model; see 'tta-bench diff'."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run methods over a stream and print their error per domain, or their accuracy per task.
@@ -172,7 +176,7 @@ def run(
             said |= {"--window": window != 1, "--dtype": dtype != "float32"}
             said |= {"--source-dir": source_dir, "--mean": mean, "--std": std}
             said |= {"--tuned": tuned, "--layout": layout != "auto", "--amp": amp}
-            said |= {"--compile": compiled}
+            said |= {"--compile": compiled, "--export-diff": export_diff}
             refuse(said, "has no effect on a learning stream")
             specs, by_pattern = learning_specs(
                 read_split(method),
@@ -200,7 +204,7 @@ def run(
 
                 found = read_tuned(tuned)
                 options = {name: found.options(name) | options[name] for name in methods}
-            again["workers"] = workers
+            again |= {"workers": workers, "export_diff": export_diff}
             specs = [
                 resolve(
                     name,
@@ -232,6 +236,10 @@ def run(
             ]
             if tuned is not None:
                 specs = found.mark(specs)
+            if export_diff is not None and len(specs) != 1:
+                raise UsageError(
+                    f"--export-diff takes one method and one seed, these are {len(specs)} runs"
+                )
         rows = []
         for spec in specs:
             with (

@@ -15,6 +15,7 @@ import streams
 import tta
 from benchmarks import metrics
 from benchmarks.errors import UsageError
+from benchmarks.files import asked_for
 from benchmarks.layout import resolved
 from benchmarks.machine import (
     check_device,
@@ -32,7 +33,7 @@ from benchmarks.spec import RunSpec
 from benchmarks.tracking import Tracker, tracked
 from streams.feed import batches
 from streams.types import Stream
-from tta import execution
+from tta import execution, export
 from tta.backbones import Backbone, load
 from tta.masking import Masked
 
@@ -164,6 +165,7 @@ def run(
     workers: int = 0,
     progress: Progress | None = None,
     tracker: Tracker | None = None,
+    export_diff: Path | None = None,
 ) -> dict[str, Any]:
     """Run a spec, or take up a run where it was interrupted, and return its row.
 
@@ -176,6 +178,7 @@ def run(
         workers: Processes that make batches ahead of the adapter; no number depends on it.
         progress: Called after each step with (steps done, steps, error so far in percent).
         tracker: Told of every step and of the end (``make_tracker``); changes no number.
+        export_diff: File that gets what the run changed in its source model (``tta.export``).
 
     Returns:
         The flat row of ``result.json``. A finished run of the same spec is returned as it is.
@@ -187,9 +190,20 @@ def run(
     folder = RunFolder(out / prepared.folder_name)
     said = spec.model_dump(mode="json") | {"run_id": prepared.run_id}
     if (row := folder.open(said, resume=resume, overwrite=overwrite)) is not None:
+        if export_diff is not None:
+            raise UsageError(
+                f"{folder.path} is finished and keeps no weights: --overwrite runs it again for "
+                f"{export_diff}"
+            )
         return row
     with tracked(tracker, folder, said):
-        return _Loop(prepared, folder, checkpoint_seconds, workers, progress).run()
+        loop = _Loop(prepared, folder, checkpoint_seconds, workers, progress)
+        if export_diff is None:
+            return loop.run()
+        with asked_for(export_diff) as file:
+            row = loop.run()
+            export.save(prepared.adapter, prepared.backbone.model, file)
+            return row
 
 
 class _Loop:

@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             or could only be read by running code from it.
     """
     path = Path(path)
-    head = _check_file(path)
+    head = check_file(path)
     if path.suffix == ".safetensors":
         return _strip_prefixes(_read_safetensors(path))
     if path.suffix not in _PICKLED:
@@ -109,7 +109,12 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     return shapes + missing + unknown
 
 
-def _check_file(path: Path) -> bytes:
+def check_file(path: Path) -> bytes:
+    """The first bytes of a weight file.
+
+    Raises:
+        BackboneError: If it is missing, empty, or a web page or pointer in its place.
+    """
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
         raise BackboneError(f"{path}: {kind}; give the path of a weight file")
