@@ -14,12 +14,16 @@ from benchmarks.cli_options import (
     AsJson,
     Backbone,
     BatchSize,
+    Budget,
     Carry,
     Checkpoint,
     Corruption,
     DataDir,
     Device,
+    Estimate,
     EvalEvery,
+    Guard,
+    GuardOptions,
     Mean,
     Names,
     Norm,
@@ -39,6 +43,7 @@ from benchmarks.cli_options import (
     StreamName,
     Subset,
     Window,
+    guard_options,
     source_options,
 )
 from benchmarks.errors import UsageError
@@ -81,6 +86,10 @@ def run(
     norm: Norm = None,
     norm_set: NormOptions = None,
     window: Window = 1,
+    guard: Guard = None,
+    guard_set: GuardOptions = None,
+    estimate: Estimate = False,
+    budget: Budget = None,
     mean: Mean = None,
     std: Std = None,
     source_images: SourceImages = 2000,
@@ -165,7 +174,8 @@ def run(
             said |= {"--open-ratio": open_ratio, "--norm": norm, "--norm-set": norm_set}
             said |= {"--window": window != 1, "--dtype": dtype != "float32"}
             said |= {"--source-dir": source_dir, "--mean": mean, "--std": std}
-            said |= {"--tuned": tuned}
+            said |= {"--tuned": tuned, "--guard": guard, "--guard-set": guard_set}
+            said |= {"--estimate": estimate, "--budget": budget}
             refuse(said, "has no effect on a learning stream")
             specs, by_pattern = learning_specs(
                 read_split(method),
@@ -212,6 +222,8 @@ def run(
                     norm=norm,
                     norm_options=read_numbers(read_pairs(norm_set, "--norm-set")),
                     window=window,
+                    guard=guard_options(guard, read_pairs(guard_set, "--guard-set"), estimate),
+                    budget=read_pairs(budget, "--budget") or None,
                     mean=read_floats("mean", mean),
                     std=read_floats("std", std),
                     source_dir=str(source_dir) if source_dir else None,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tta import budget, fitting, norm_layers, optim, window
+from tta import budget, fitting, inputs, norm_layers, optim, window
 from tta.config import AdapterConfig
 from tta.containers import map_tensors
 from tta.errors import AdapterError
@@ -73,13 +73,14 @@ class Adapter(nn.Module):
     ring: dict[str, Any]
     guard_state: dict[str, Any]
     budget_state: dict[str, Any]
-    # What the guard did in the last call, and which part of the budget kept it from adapting.
+    # Words on the last call: of the guard, and of the limit that kept us from adapting.
     guard_phase: str | None = None
     guard_event: str | None = None
     degraded: str | None = None
-    # Set by ``tta.guard.attach`` and ``limit``; without them a call is the method's step.
     _guard: Guard | None = None
     _budget: budget.BudgetConfig | None = None
+
+    _check_input = staticmethod(inputs.check)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -174,10 +175,10 @@ class Adapter(nn.Module):
             raise AdapterError(f"{self.name} needs source data: call fit_source(batches) first")
         if self.config.episodic:
             self.reset()
-        step = self._step if self._budget is None else self._within_budget
+        step = partial(budget.step, self) if self._budget else self._ordinary_call
         return step(x) if self._guard is None else self._guard.step(self, x, step)
 
-    def _step(self, x: Tensor) -> Tensor:
+    def _ordinary_call(self, x: Tensor) -> Tensor:
         self._report = {"forwards": 0, "backwards": 0, "skipped_non_finite": 0, "update_refused": 0}
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor made in inference mode cannot be saved for backward; its clone can.
@@ -187,35 +188,6 @@ class Adapter(nn.Module):
         self._report["skipped_non_finite"] = skipped
         self.num_steps += 1
         return logits
-
-    def _within_budget(self, x: Tensor) -> Tensor:
-        assert self._budget is not None
-        self.degraded = budget.reason(self._budget, self.budget_state)
-        if self.degraded is None:
-            step, selected = partial(self._step, x), partial(self._learnt, len(x))
-        else:
-            step, selected = partial(self._only_predict, x), float
-        logits = budget.spend(self._budget, self.budget_state, step, selected)
-        self._report["degraded"] = float(self.degraded is not None)
-        return logits
-
-    def _only_predict(self, x: Tensor) -> Tensor:
-        """A call that adapts nothing, as the step that it stands for."""
-        self._report = {"forwards": len(x), "backwards": 0, "update_refused": 0}
-        logits = self.predict(x)
-        self._report["skipped_non_finite"] = int((~x.flatten(1).isfinite().all(1)).sum())
-        self.num_steps += 1
-        return logits
-
-    def _learnt(self, images: int) -> float:
-        """Images that the last step learnt from."""
-        return float(self._report.get("selected_fraction", 1.0)) * images
-
-    def limit(self, config: budget.BudgetConfig) -> None:
-        """Give a fresh adapter a budget (see ``tta.budget``)."""
-        self._budget = config
-        self.add_state("budget_state", budget.empty())
-        self._initial = self._snapshot()
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits ``(B, K)`` of the current model for ``x`` ``(B, C, H, W)``; changes nothing."""
@@ -370,8 +342,8 @@ class Adapter(nn.Module):
             "adapter": self.name,
             "config": self.config.to_dict(),
             "window": self._window,
-            "guard": None if self._guard is None else self._guard.config.to_dict(),
-            "budget": None if self._budget is None else self._budget.to_dict(),
+            "guard": self._guard and self._guard.config.to_dict(),
+            "budget": self._budget and self._budget.to_dict(),
             "norm": norm_layers.describe(self.model),
         }
 
@@ -392,8 +364,7 @@ class Adapter(nn.Module):
                 if name in snapshot["tensors"]:
                     tensor.copy_(snapshot["tensors"][name])
         for name in self._states:
-            if name in snapshot["states"]:  # a source state may be of an adapter without guard
-                setattr(self, name, copy.deepcopy(snapshot["states"][name]))
+            setattr(self, name, copy.deepcopy(snapshot["states"].get(name, getattr(self, name))))
         for name in self._optimizers:
             # load_state_dict aliases the tensors it is given: without the copy a second reset
             # would restore drifted moments.
@@ -408,8 +379,7 @@ class Adapter(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._guard is not None:
-            self._guard.source._apply(fn)
+        _ = self._guard and self._guard.move(fn)
         for name in self._states:
             setattr(self, name, map_tensors(fn, getattr(self, name)))
         # What ``reset`` puts back moves too; optimisers move their part when it is loaded.
@@ -422,29 +392,10 @@ class Adapter(nn.Module):
                         moments[key] = fn(value)
         return self
 
-    def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise AdapterError(f"images must be a floating tensor in [0, 1], got {kind}")
-        if x.ndim < 2 or len(x) == 0:
-            raise AdapterError(f"images must be (B, C, H, W) with B >= 1, got {tuple(x.shape)}")
-
     def _adapt_once(self, x: Tensor) -> Tensor:
         """``adapt``; the statistics of replaced layers move here and nowhere else."""
         with norm_layers.moving(self._own_statistics):
             return self.adapt(x)
 
     def _on_finite_rows(self, step: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
-        if bool(x.sum().isfinite()):
-            return step(x).detach(), 0
-        finite = x.isfinite().flatten(1).all(1)
-        if bool(finite.all()):  # the sum overflowed, the images are fine
-            return step(x).detach(), 0
-        if bool(finite.any()):
-            logits = step(x[finite]).detach()
-        else:
-            with torch.no_grad():
-                logits = self.infer(torch.zeros_like(x[:1]))[:0]
-        out = logits.new_full((len(x), *logits.shape[1:]), float("nan"))
-        out[finite] = logits
-        return out, int((~finite).sum())
+        return inputs.on_finite_rows(step, self.infer, x)

@@ -10,11 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from tta import inputs
 from tta.config import Config, param
+
+if TYPE_CHECKING:
+    from tta.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,27 +53,48 @@ def reason(config: BudgetConfig, state: dict[str, Any]) -> str | None:
     return None
 
 
-def spend(
-    config: BudgetConfig,
-    state: dict[str, Any],
-    step: Callable[[], Tensor],
-    selected: Callable[[], float],
-) -> Tensor:
-    """Make one call and book its cost.
+def step(adapter: Adapter, x: Tensor) -> Tensor:
+    """One call of an adapter with a budget; its cost is booked in ``adapter.budget_state``.
 
     Args:
-        config: The limits.
-        state: ``empty``'s; changed in place.
-        step: The call.
-        selected: Asked after it: images that were learnt from.
+        adapter: The adapter.
+        x: Images ``(B, C, H, W)``.
+
+    Returns:
+        Logits ``(B, K)``.
     """
-    started = time.perf_counter() if config.max_step_seconds is not None else 0.0
-    logits = step()
+    config, state = adapter._budget, adapter.budget_state
+    assert config is not None
+    started = time.perf_counter()
+    adapter.degraded = reason(config, state)
+    if adapter.degraded is None:
+        logits = adapter._ordinary_call(x)
+        share = float(adapter._report.get("selected_fraction", 1.0))
+        state["selected"] += share * len(x)
+    else:
+        logits = without_adapting(adapter, x, adapter.predict)
+        adapter.count_forwards(len(x))
     state["calls"] += 1
-    state["selected"] += selected()
     if config.max_step_seconds is not None:
         if logits.is_cuda:
-            logits.sum().item()  # wait for the device
+            torch.cuda.synchronize(logits.device)
         taken = time.perf_counter() - started
         state["debt"] = max(0.0, state["debt"] + taken - config.max_step_seconds)
+    adapter._report["degraded"] = float(adapter.degraded is not None)
     return logits
+
+
+def without_adapting(adapter: Adapter, x: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
+    """A call that moves nothing but the counter of steps, with a report as of a step."""
+    adapter._report = {"forwards": 0, "backwards": 0, "update_refused": 0}
+    adapter._report["skipped_non_finite"] = inputs.not_finite(x)
+    logits = answer(x)
+    adapter.num_steps += 1
+    return logits
+
+
+def limit(adapter: Adapter, config: BudgetConfig) -> None:
+    """Give a fresh adapter a budget."""
+    adapter._budget = config
+    adapter.add_state("budget_state", empty())
+    adapter._initial = adapter._snapshot()

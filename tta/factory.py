@@ -10,7 +10,7 @@ from torch import nn
 
 from tta import norm_layers
 from tta.adapter import Adapter
-from tta.budget import BudgetConfig
+from tta.budget import BudgetConfig, limit
 from tta.config import AdapterConfig
 from tta.errors import AdapterError
 from tta.guard import Guarding, as_config, attach, source_copy
@@ -77,7 +77,7 @@ def create_adapter(
     adapter = cls(model, config, window=window)
     if budget is not None:
         limits = budget if isinstance(budget, BudgetConfig) else BudgetConfig.create(budget)
-        adapter.limit(limits)
+        limit(adapter, limits)
     if guard is not None and source is not None:
         attach(adapter, as_config(guard), source)
     return adapter
