@@ -1,4 +1,4 @@
-"""The guard: signals on hand-made logits, what an alarm does, exact resumes; estimate and budget."""
+"""The guard: signals on hand-made logits, alarms, exact resumes; the estimate; the budget."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ def test_an_answer_that_raises_an_alarm_is_the_sources_and_the_snapshot_comes_ba
     assert adapter.guard_event == "alarm: collapse; rollback"
     assert torch.equal(logits, adapter._guard.source(x))
     now = dict(adapter.named_parameters()) | dict(adapter.named_buffers())
-    assert before and all(torch.equal(now[name], value) for name, value in before.items())
+    assert before
+    assert all(torch.equal(now[name], value) for name, value in before.items())
     assert adapter.num_steps == 1
     assert adapter.guard_state["alarms"] == 1
     # Damaged again, at the check that follows at once: now the source answers for a while.
@@ -159,7 +160,7 @@ def test_a_snapshot_is_taken_one_check_late():
     # Checks at steps 0, 1 and 3.
     assert torch.equal(state["good"]["tensors"]["model.1.weight"], kept[0])
     assert torch.equal(state["candidate"]["tensors"]["model.1.weight"], kept[1])
-    assert "guard_state" in state["good"]["states"] and not state["good"]["states"]["guard_state"]
+    assert state["good"]["states"]["guard_state"] == {}
 
 
 @pytest.mark.parametrize("action", ["fallback", "freeze", "watch"])

@@ -73,13 +73,11 @@ class Adapter(nn.Module):
     ring: dict[str, Any]
     guard_state: dict[str, Any]
     budget_state: dict[str, Any]
-    # Words on the last call: of the guard, and of the limit that kept us from adapting.
-    guard_phase: str | None = None
+    guard_phase: str | None = None  # words on the last call, of the guard and of the budget
     guard_event: str | None = None
     degraded: str | None = None
     _guard: Guard | None = None
     _budget: budget.BudgetConfig | None = None
-
     _check_input = staticmethod(inputs.check)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -379,7 +377,8 @@ class Adapter(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        _ = self._guard and self._guard.move(fn)
+        if self._guard is not None:
+            self._guard.move(fn)
         for name in self._states:
             setattr(self, name, map_tensors(fn, getattr(self, name)))
         # What ``reset`` puts back moves too; optimisers move their part when it is loaded.
