@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
+from benchmarks.errors import UsageError
+
 Names = Annotated[
     list[str],
     typer.Option(
@@ -95,6 +97,21 @@ SourceDir = Annotated[
     Optional[Path],
     typer.Option(help="Folder of training images for those methods; --data-dir by default."),
 ]
+Guard = Annotated[
+    Optional[str],
+    typer.Option(help="Guard against collapse: rollback, fallback, freeze, or watch."),
+]
+GuardOptions = Annotated[
+    Optional[list[str]], typer.Option("--guard-set", help="Option of the guard, key=value; repeat.")
+]
+Estimate = Annotated[
+    bool,
+    typer.Option("--estimate", help="Estimate the accuracy without labels; alone, act on nothing."),
+]
+Budget = Annotated[
+    Optional[list[str]],
+    typer.Option(help="update_every=N, max_selected=N or max_step_seconds=S; repeat."),
+]
 Mean = Annotated[
     Optional[str],
     typer.Option(help="Channel means in the model, 0.5,0.5,0.5; the backbone's own by default."),
@@ -118,6 +135,22 @@ Carry = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def guard_options(
+    action: str | None, pairs: Mapping[str, str] | None, estimate: bool
+) -> dict[str, str | bool] | None:
+    """``--guard``, ``--guard-set`` and ``--estimate`` as options of a guard; ``None``: no guard.
+
+    Raises:
+        UsageError: For options of a guard that is not asked for.
+    """
+    if action is None and not estimate:
+        if pairs:
+            raise UsageError("--guard-set has no effect without --guard or --estimate")
+        return None
+    made: dict[str, str | bool] = {**(pairs or {}), "action": action or "watch"}
+    return made | {"estimate": True} if estimate else made
 
 
 def source_options(

@@ -134,7 +134,7 @@ class Pair:
         if named or self.listed("mean", "std"):
             yield "normalisation", self.listed("normalisation")
         norms = _NORM_STATISTICS if self.a["method"] == "norm" else _STATISTICS
-        found = self.listed("norm", "norm_options", "window")
+        found = self.listed("norm", "norm_options", "window", "guard", "budget")
         changed = self._changed(norms) if self.same("method") else ""
         yield "BN mode", "; ".join(filter(None, (found, changed)))
 

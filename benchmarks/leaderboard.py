@@ -23,7 +23,10 @@ BY_SEED = "by seed"
 BEST, TIED, BEHIND = "best", "within noise", ""
 _PERMUTED = re.compile(r"(permutations=[^,]*), seed=\d+")
 # Beside method and config: rows that differ in one of these are different entries.
-VARIANT = ("norm", "window", "source_data", "normalisation", "amp", "tuned_trials", "tuned_on")
+VARIANT = (
+    *("norm", "window", "guard", "budget", "amp"),
+    *("source_data", "normalisation", "tuned_trials", "tuned_on"),
+)
 
 Row = dict[str, Any]
 
@@ -35,10 +38,10 @@ def leaderboard(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         results: Rows of ``result.json``. Runs that differ in their seed alone become one row.
 
     Returns:
-        One row per (group, method, config, norm, window, source data, normalisation, tuning), with
-        the keys of ``leaderboard_columns.COLUMNS``: rank and error over the seeds, its comparison
-        with the best, means of the other metrics, one ``error_pct_<domain>`` per domain, then what
-        explains the numbers.
+        One row per (group, method, config, norm, window, guard, budget, source data,
+        normalisation, tuning), with the keys of ``leaderboard_columns.COLUMNS``: rank and error
+        over the seeds, its comparison with the best, means of the other metrics, one
+        ``error_pct_<domain>`` per domain, then what explains the numbers.
     """
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
     for result in results:

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.forget_results import FORGET
 from continual.metrics import FORMS, METRICS
 
-LEADERBOARD_VERSION = 1
+LEADERBOARD_VERSION = 2
 """Raised whenever a column comes, goes, or gets another name, place or type."""
 
 DOMAIN_PREFIX = "error_pct_"
@@ -99,6 +99,8 @@ FACTS: dict[str, Column] = {
     "predicts": ("str", "logits `before the update` or `after the update`"),
     "norm": ("str", "layer that stands in place of BatchNorm"),
     "window": ("int", "images; length of the sliding window for smaller batches, 1: none"),
+    "guard": ("str", "JSON; options of the guard, empty: none"),
+    "budget": ("str", "JSON; limits of the adaptation, empty: none"),
     "source_data": ("str", "what the method saw of the source"),
     "tuned_trials": ("int", "configurations that `tune` tried; empty where it was not used"),
     "tuned_on": ("str", "protocol and hash of the tuning stream; empty where not tuned"),

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.guard_columns import only_first
 from streams.types import UNKNOWN, Batch, Domain
 from tta import losses
 
@@ -24,6 +25,7 @@ def step_rows(
     report: Mapping[str, float],
     seconds: float,
     visits: NDArray[np.int64] | None = None,
+    watch: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of one step: one, or one for each visit and domain that the batch holds.
 
@@ -37,6 +39,7 @@ def step_rows(
         report: The adapter's report; costs stand in the first row of the step.
         seconds: Wall time of the adapter's step.
         visits: Number of the visit of each sample ``(B,)``; ``None`` where each domain comes once.
+        watch: Columns of a guard and a budget (``guard_columns.watch_columns``).
     """
     logits = logits.detach().double().cpu()
     known = batch.y != UNKNOWN
@@ -87,6 +90,7 @@ def step_rows(
         row["backwards"] = int(report.get("backwards", 0)) if first else 0
         row["update_refused"] = int(report.get("update_refused", 0)) if first else 0
         row["seconds"] = seconds if first else 0.0
+        row |= only_first(watch or {}, first)
         rows.append(row)
     return rows
 
@@ -116,6 +120,7 @@ def summarise(table: Table, domains: Sequence[Domain]) -> dict[str, Any]:
             continue  # a setting may leave a domain out
         errors[domain.name] = 100 * (1 - float(correct[here].sum() / n[here].sum()))
     selected = table["selected_fraction"].astype(np.float64)
+    learnt = ~np.isnan(selected)  # a step without adaptation selects nothing, and says nothing
     counts = np.array(table["ece_count"].tolist(), dtype=np.int64).sum(0)
     hits = np.array(table["ece_correct"].tolist(), dtype=np.int64).sum(0)
     sums = np.array(table["ece_confidence"].tolist(), dtype=np.float64).sum(0)
@@ -130,7 +135,7 @@ def summarise(table: Table, domains: Sequence[Domain]) -> dict[str, Any]:
         "brier": _mean(table["brier"], used),
         "ece_pct": float(100 * np.abs(hits - sums).sum() / max(1, counts.sum())),
         "entropy": _mean(table["entropy"], used),
-        "selected_fraction": None if np.isnan(selected).all() else _mean(selected, n),
+        "selected_fraction": _mean(selected[learnt], n[learnt]) if learnt.any() else None,
         "forwards_per_image": float(table["forwards"].sum() / total),
         "backwards_per_image": float(table["backwards"].sum() / total),
         "updates_refused": int(table["update_refused"].sum()),

@@ -183,7 +183,12 @@ def _fits(row: Mapping[str, Any], spec: RunSpec, normalisation: str) -> bool:
         return False
     config = {**json.loads(row["config"]), "seed": spec.seed}
     asked = json.loads(json.dumps({**spec.config, "seed": spec.seed}))
-    plain = (row.get("norm"), row.get("window"), row["dtype"]) == (None, 1, "float32")
+    guarded = row.get("guard") or row.get("budget")
+    plain = not guarded and (row.get("norm"), row.get("window"), row["dtype"]) == (
+        None,
+        1,
+        "float32",
+    )
     same = (row["backbone"], row["normalisation"]) == (spec.backbone, normalisation)
     return bool(config == asked and plain and same)
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write, write_json
+from benchmarks.guard_columns import WATCH_SCHEMA
 from benchmarks.store import FILE, SUFFIX, Store
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ STEP_SCHEMA = pa.schema(
         ("backwards", pa.int64()),
         ("update_refused", pa.int32()),
         ("seconds", pa.float64()),
+        *WATCH_SCHEMA,
     ]
 )
 

@@ -15,13 +15,17 @@ from benchmarks.cli_options import (
     AsJson,
     Backbone,
     BatchSize,
+    Budget,
     Carry,
     Checkpoint,
     Compiled,
     Corruption,
     DataDir,
     Device,
+    Estimate,
     EvalEvery,
+    Guard,
+    GuardOptions,
     Layout,
     Mean,
     Names,
@@ -42,6 +46,7 @@ from benchmarks.cli_options import (
     StreamName,
     Subset,
     Window,
+    guard_options,
     source_options,
 )
 from benchmarks.errors import UsageError
@@ -84,6 +89,10 @@ def run(
     norm: Norm = None,
     norm_set: NormOptions = None,
     window: Window = 1,
+    guard: Guard = None,
+    guard_set: GuardOptions = None,
+    estimate: Estimate = False,
+    budget: Budget = None,
     mean: Mean = None,
     std: Std = None,
     source_images: SourceImages = 2000,
@@ -177,6 +186,8 @@ def run(
             said |= {"--source-dir": source_dir, "--mean": mean, "--std": std}
             said |= {"--tuned": tuned, "--layout": layout != "auto", "--amp": amp}
             said |= {"--compile": compiled, "--export-diff": export_diff}
+            said |= {"--guard": guard, "--guard-set": guard_set}
+            said |= {"--estimate": estimate, "--budget": budget}
             refuse(said, "has no effect on a learning stream")
             specs, by_pattern = learning_specs(
                 read_split(method),
@@ -223,6 +234,8 @@ def run(
                     norm=norm,
                     norm_options=read_numbers(read_pairs(norm_set, "--norm-set")),
                     window=window,
+                    guard=guard_options(guard, read_pairs(guard_set, "--guard-set"), estimate),
+                    budget=read_pairs(budget, "--budget") or None,
                     mean=read_floats("mean", mean),
                     std=read_floats("std", std),
                     source_dir=str(source_dir) if source_dir else None,

@@ -16,6 +16,7 @@ import tta
 from benchmarks import metrics
 from benchmarks.errors import UsageError
 from benchmarks.files import asked_for
+from benchmarks.guard_columns import summarise_watch, watch_columns
 from benchmarks.layout import resolved
 from benchmarks.machine import (
     check_device,
@@ -105,6 +106,8 @@ def prepare(spec: RunSpec) -> Prepared:
         norm=spec.norm,
         norm_options=spec.norm_options,
         window=spec.window,
+        guard=spec.guard,
+        budget=spec.budget,
         **config.to_dict(),
     )
     needs, images = adapter.needs, None
@@ -252,7 +255,10 @@ class _Loop:
             logits = adapter(x)
             seconds = now(device) - started
             visits = stream.plan.visits(batch.step)
-            rows = metrics.step_rows(batch, logits, stream.domains, adapter.report, seconds, visits)
+            rows = metrics.step_rows(
+                *(batch, logits, stream.domains, adapter.report, seconds, visits),
+                watch=watch_columns(adapter),
+            )
             self.folder.add(rows)
             # The source method answers with the reference's own model: one forward serves both.
             own = logits if self.prepared.spec.method == "source" else None
@@ -334,6 +340,9 @@ class _Loop:
             "source_data": None if self.prepared.images is None else self.prepared.images.words,
             "norm": spec.norm,
             "window": spec.window,
+            "guard": _said(spec.guard),
+            "budget": _said(spec.budget),
+            **summarise_watch(table),
             "tuned_trials": spec.tuned_trials,
             "tuned_on": spec.tuned_on,
             "normalisation": f"mean={backbone.mean} std={backbone.std}, inside the model",
@@ -349,6 +358,10 @@ class _Loop:
             "seconds_per_1k": 1000 * seconds / measured["num_samples"],
             "peak_mem_mib": peak_memory(spec.device),
         }
+
+
+def _said(options: dict[str, Any] | None) -> str | None:
+    return None if options is None else json.dumps(options, sort_keys=True)
 
 
 def _error(counts: list[int] | None) -> float | None:

@@ -32,6 +32,8 @@ _LATER: dict[str, Any] = {
     "norm": None,
     "norm_options": {},
     "window": 1,
+    "guard": None,
+    "budget": None,
     "source_images": 2000,
     "mean": None,
     "std": None,
@@ -55,6 +57,8 @@ class RunSpec(BaseModel):
         norm: What takes the place of the BatchNorm layers (``tta.wrap``).
         norm_options: Options of that layer.
         window: Length of the sliding window for smaller batches (``tta.wrap``).
+        guard: Options of the guard, complete; ``None``: no guard.
+        budget: Limits of the adaptation, complete; ``None``: none.
         source_images: At most so many clean images for a method that needs source data.
         source_dir: Folder of the training images for such a method; ``data_dir`` where ``None``.
         mean: Channel means inside the model, in [0, 1]; ``None``: the backbone's own.
@@ -85,6 +89,8 @@ class RunSpec(BaseModel):
     norm: str | None = None
     norm_options: dict[str, float | int | str] = {}
     window: int = Field(default=1, ge=1)
+    guard: dict[str, Any] | None = None
+    budget: dict[str, Any] | None = None
     source_images: int = Field(default=2000, ge=1)
     batch_size: int = Field(ge=1)
     shuffle: bool
@@ -128,6 +134,8 @@ def resolve(
     norm: str | None = None,
     norm_options: Mapping[str, Any] | None = None,
     window: int = 1,
+    guard: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
     source_images: int = 2000,
     source_dir: str | None = None,
     layout: str = "auto",
@@ -154,6 +162,8 @@ def resolve(
         norm: As in ``tta.wrap``.
         norm_options: As in ``tta.wrap``.
         window: As in ``tta.wrap``.
+        guard: Options of ``tta.guard.GuardConfig``, as values or as text; ``None``: no guard.
+        budget: Options of ``tta.budget.BudgetConfig``, likewise.
         source_images: At most so many clean images for a method that needs source data.
         source_dir: Folder of the training images for such a method.
         layout: ``auto``, ``own``, ``contiguous`` or ``channels-last``.
@@ -212,6 +222,8 @@ def resolve(
             norm=norm,
             norm_options=dict(norm_options or {}),
             window=window,
+            guard=_options_of("guard", guard),
+            budget=_options_of("budget", budget),
             source_images=source_images,
             source_dir=source_dir,
             layout=layout,
@@ -302,6 +314,18 @@ def _said(changed: Mapping[str, Any]) -> list[str]:
         if not said["source_options"]:
             del said["source_options"]
     return [f"{key}={_plain(value)}" for key, value in said.items()]
+
+
+def _options_of(name: str, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """All options of a guard or a budget; ``None`` where none is asked for."""
+    if given is None:
+        return None
+    from tta.budget import BudgetConfig
+    from tta.guard import GuardConfig, as_config
+
+    config_type = GuardConfig if name == "guard" else BudgetConfig
+    read = parse_options(config_type, given)
+    return (as_config(read) if name == "guard" else config_type.create(read)).to_dict()
 
 
 def _plain(value: Any) -> str:

@@ -11,16 +11,19 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tta import fitting, norm_layers, optim, window
+from tta import budget, fitting, inputs, norm_layers, optim, window
 from tta.config import AdapterConfig
 from tta.errors import AdapterError
 from tta.memory import Fifo
 from tta.stateful import Stateful
+
+if TYPE_CHECKING:
+    from tta.guard import Guard
 
 STATE_VERSION = 1
 
@@ -67,6 +70,14 @@ class Adapter(Stateful):
     num_steps: int
     source_fitted: bool
     ring: dict[str, Any]
+    guard_state: dict[str, Any]
+    budget_state: dict[str, Any]
+    guard_phase: str | None = None  # words on the last call, of the guard and of the budget
+    guard_event: str | None = None
+    degraded: str | None = None
+    _guard: Guard | None = None
+    _budget: budget.BudgetConfig | None = None
+    _check_input = staticmethod(inputs.check)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -158,6 +169,10 @@ class Adapter(Stateful):
             raise AdapterError(f"{self.name} needs source data: call fit_source(batches) first")
         if self.config.episodic:
             self.reset()
+        step = partial(budget.step, self) if self._budget else self._ordinary_call
+        return step(x) if self._guard is None else self._guard.step(self, x, step)
+
+    def _ordinary_call(self, x: Tensor) -> Tensor:
         self._report = {"forwards": 0, "backwards": 0, "skipped_non_finite": 0, "update_refused": 0}
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor made in inference mode cannot be saved for backward; its clone can.
@@ -298,15 +313,16 @@ class Adapter(Stateful):
             "adapter": self.name,
             "config": self.config.to_dict(),
             "window": self._window,
+            "guard": self._guard and self._guard.config.to_dict(),
+            "budget": self._budget and self._budget.to_dict(),
             "norm": norm_layers.describe(self.model),
         }
 
-    def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise AdapterError(f"images must be a floating tensor in [0, 1], got {kind}")
-        if x.ndim < 2 or len(x) == 0:
-            raise AdapterError(f"images must be (B, C, H, W) with B >= 1, got {tuple(x.shape)}")
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        super()._apply(fn, recurse)
+        if self._guard is not None:
+            self._guard.move(fn)
+        return self
 
     def _adapt_once(self, x: Tensor) -> Tensor:
         """``adapt``; the statistics of replaced layers move here and nowhere else."""
@@ -314,16 +330,4 @@ class Adapter(Stateful):
             return self.adapt(x)
 
     def _on_finite_rows(self, step: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
-        if bool(x.sum().isfinite()):
-            return step(x).detach(), 0
-        finite = x.isfinite().flatten(1).all(1)
-        if bool(finite.all()):  # the sum overflowed, the images are fine
-            return step(x).detach(), 0
-        if bool(finite.any()):
-            logits = step(x[finite]).detach()
-        else:
-            with torch.no_grad():
-                logits = self.infer(torch.zeros_like(x[:1]))[:0]
-        out = logits.new_full((len(x), *logits.shape[1:]), float("nan"))
-        out[finite] = logits
-        return out, int((~finite).sum())
+        return inputs.on_finite_rows(step, self.infer, x)

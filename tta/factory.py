@@ -10,8 +10,10 @@ from torch import nn
 
 from tta import norm_layers
 from tta.adapter import Adapter
+from tta.budget import BudgetConfig, limit
 from tta.config import AdapterConfig
 from tta.errors import AdapterError
+from tta.guard import Guarding, as_config, attach, source_copy
 from tta.registry import Registry
 
 adapters: Registry[type[Adapter]] = Registry("method", "tta.adapters", group="tta.adapters")
@@ -46,6 +48,8 @@ def create_adapter(
     norm: str | None = None,
     norm_options: Mapping[str, Any] | None = None,
     window: int = 1,
+    guard: Guarding | None = None,
+    budget: BudgetConfig | Mapping[str, Any] | None = None,
 ) -> Adapter:
     """Build an adapter around ``model`` itself: its adapted parameters will change in place.
 
@@ -56,17 +60,27 @@ def create_adapter(
         norm: As in ``wrap``.
         norm_options: As in ``wrap``.
         window: As in ``wrap``.
+        guard: As in ``wrap``.
+        budget: As in ``wrap``.
 
     Raises:
         AdapterError: For an unknown name, a wrong config, or a model that the method cannot adapt.
     """
     cls = adapters.get(name)
     config = cls.Config() if config is None else config
+    # Before a layer is replaced: what answers in place of the adapter is the model as it came.
+    source = None if guard is None else source_copy(model)
     if norm is not None:
         norm_layers.replace(model, norm, **{"seed": config.seed, **(norm_options or {})})
     elif norm_options:
         raise AdapterError(f"norm_options={dict(norm_options)} without norm: name the layer")
-    return cls(model, config, window=window)
+    adapter = cls(model, config, window=window)
+    if budget is not None:
+        limits = budget if isinstance(budget, BudgetConfig) else BudgetConfig.create(budget)
+        limit(adapter, limits)
+    if guard is not None and source is not None:
+        attach(adapter, as_config(guard), source)
+    return adapter
 
 
 def wrap(
@@ -77,6 +91,8 @@ def wrap(
     norm: str | None = None,
     norm_options: Mapping[str, Any] | None = None,
     window: int = 1,
+    guard: Guarding | None = None,
+    budget: BudgetConfig | Mapping[str, Any] | None = None,
     **config: Any,
 ) -> Adapter:
     """Wrap a model so that each call adapts and predicts.
@@ -94,6 +110,10 @@ def wrap(
         norm_options: Keyword arguments of that layer; its ``seed`` is the method's if not given.
         window: Batches with fewer images go into a sliding window of so many, and the method adapts
             once each time it has been filled (see ``tta.window``); 1: no window.
+        guard: An action (``"rollback"``, ``"fallback"``, ``"freeze"``, ``"watch"``), options by
+            name, or a ``tta.guard.GuardConfig``; ``None``: no guard. A guard keeps a copy of the
+            source model.
+        budget: Options by name or a ``tta.budget.BudgetConfig``; ``None``: no limit.
         **config: Fields of the method's ``Config`` (see ``tta.adapter_config(method)``).
 
     Raises:
@@ -109,5 +129,12 @@ def wrap(
                 f"the model cannot be copied ({error}); pass inplace=True to adapt it directly"
             ) from error
     return create_adapter(
-        method, model, chosen, norm=norm, norm_options=norm_options, window=window
+        method,
+        model,
+        chosen,
+        norm=norm,
+        norm_options=norm_options,
+        window=window,
+        guard=guard,
+        budget=budget,
     )

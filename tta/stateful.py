@@ -86,7 +86,7 @@ class Stateful(nn.Module):
                 if name in snapshot["tensors"]:
                     tensor.copy_(snapshot["tensors"][name])
         for name in self._states:
-            setattr(self, name, copy.deepcopy(snapshot["states"][name]))
+            setattr(self, name, copy.deepcopy(snapshot["states"].get(name, getattr(self, name))))
         for name in self._optimizers:
             # load_state_dict aliases the tensors it is given: without the copy a second reset
             # would restore drifted moments.

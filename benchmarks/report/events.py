@@ -1,4 +1,4 @@
-"""Collapse: predictions that are no numbers, or no better than chance where the source's are."""
+"""Collapse: predictions that are no numbers, or at chance where the source's are not; guards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEAR = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One collapse.
+    """One collapse, or one act of a guard.
 
     Attributes:
         entry: The entry of the run.
@@ -52,6 +52,17 @@ def collapses(group: Group, num_classes: int | None) -> list[Event]:
         for run in entry.runs:
             if run.steps is not None:
                 found += _not_finite(entry, run, run.steps)
+                found += [
+                    Event(
+                        entry=entry,
+                        run=run,
+                        step=at,
+                        steps=1,
+                        domain=domain,
+                        reason=f"guard: {said}",
+                    )
+                    for at, domain, said in run.steps.guard
+                ]
             # The source model is what the others are held against.
             if num_classes and not group.learning and entry.method != "source":
                 if run.steps is not None:

@@ -45,6 +45,7 @@ class Steps:
         images: All samples ``(S,)``.
         selected: Share learnt from ``(S,)``; NaN where nothing is selected.
         bins: Samples, correct ones, and summed confidence by bin of confidence ``(3, bins)``.
+        guard: Step, domain and words of each event of the guard.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Steps:
     images: Ints
     selected: Floats
     bins: Floats
+    guard: tuple[tuple[int, str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.n)
@@ -69,7 +71,9 @@ def read_steps(file: Path) -> Steps | None:
     if not file.is_file():
         return None
     try:
-        table = pq.read_table(file).select([*_COLUMNS, "selected_fraction", *_BINS])
+        table = pq.read_table(file)
+        said = _events(table)
+        table = table.select([*_COLUMNS, "selected_fraction", *_BINS])
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise UsageError(f"{file} cannot be read; run it again with --overwrite") from error
     if not len(table):
@@ -91,6 +95,17 @@ def read_steps(file: Path) -> Steps | None:
         images=np.add.reduceat(images, starts),
         selected=selected[starts],
         bins=np.stack([_bins(table[name]) for name in _BINS]),
+        guard=said,
+    )
+
+
+def _events(table: pa.Table) -> tuple[tuple[int, str, str], ...]:
+    """What a guard did; nothing in files from before there was one."""
+    if "guard_event" not in table.column_names:
+        return ()
+    rows = table.select(["step", "domain", "guard_event"]).to_pylist()
+    return tuple(
+        (row["step"], row["domain"], row["guard_event"]) for row in rows if row["guard_event"]
     )
 
 
