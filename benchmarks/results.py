@@ -6,10 +6,9 @@ finished run. Its row also stands in the store of the results folder, where rows
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,9 @@ import pyarrow.parquet as pq
 from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write, write_json
 from benchmarks.store import FILE, SUFFIX, Store
+from streams.jsonfiles import load_json
+from streams.readers.parquet_bounds import check_bounds
+from tta.errors import AdapterError
 
 if TYPE_CHECKING:
     from benchmarks.tracking import Tracker
@@ -30,6 +32,7 @@ SCHEMA_VERSION = 1
 TIMING_FIELDS = ("seconds", "images_per_second", "seconds_per_1k", "peak_mem_mib")
 # What every row has.
 IDENTITY = ("run_id", "method", "stream", "setting", "seed")
+_PART = "steps-{:06d}.parquet"
 
 _BINS = pa.list_(pa.int32())
 STEP_SCHEMA = pa.schema(
@@ -146,7 +149,7 @@ class RunFolder:
         import torch
 
         if self._pending:
-            name = f"steps-{len(self._parts):06d}.parquet"
+            name = _PART.format(len(self._parts))
             with atomic_write(self._checkpoint / name) as temporary:
                 pq.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA), temporary)
             self._parts.append(name)
@@ -165,16 +168,37 @@ class RunFolder:
         file = self._checkpoint / "state.pt"
         if not file.is_file():
             return None
-        try:
+        with self.whole_checkpoint():
             state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-        except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-            raise UsageError(f"{file} is damaged; start the run again with --overwrite") from error
-        self._parts = list(state["parts"])
+            parts = state["parts"]
+            # Never a path that the file made up: our own names, one after the other.
+            if parts != [_PART.format(number) for number in range(len(parts))]:
+                raise ValueError("parts")
+            for name in parts:
+                check_bounds(self._checkpoint / name)
+        self._parts = list(parts)
         return state
+
+    @contextmanager
+    def whole_checkpoint(self) -> Iterator[None]:
+        """What the block reads is the checkpoint: whatever it raises, that file is damaged.
+
+        Raises:
+            UsageError: In place of any error but that of a state of another method or version.
+        """
+        try:
+            yield
+        except AdapterError:
+            raise
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise UsageError(
+                f"{self._checkpoint / 'state.pt'} is damaged; start the run again with --overwrite"
+            ) from error
 
     def table(self) -> dict[str, np.ndarray[Any, Any]]:
         """Columns of all rows so far, written and pending."""
-        parts = [pq.read_table(self._checkpoint / name) for name in self._parts]
+        with self.whole_checkpoint():
+            parts = [pq.read_table(self._checkpoint / n, schema=STEP_SCHEMA) for n in self._parts]
         table = pa.concat_tables([*parts, pa.Table.from_pylist(self._pending, STEP_SCHEMA)])
         return columns_of(table)
 
@@ -297,7 +321,7 @@ def read_result(file: Path) -> dict[str, Any]:
         UsageError: If it is damaged or of another schema version.
     """
     try:
-        row = json.loads(file.read_text("utf-8"))
+        row = load_json(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} is not a result of tta-bench; remove it") from error
     return checked(row, file)

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.errors import UsageError
+from streams.jsonfiles import parse_json
+from streams.secrets import masked, without_secrets
 
 SUFFIX = ".sqlite"
 FILE = f"results{SUFFIX}"
@@ -132,7 +134,7 @@ class Store:
             (
                 *(row[key] for key in ("run_id", "method", "stream", "setting", "seed")),
                 now,
-                json.dumps(row),
+                json.dumps(without_secrets(row)),
             )
             for row in rows
         ]
@@ -163,7 +165,7 @@ class Store:
         total: int = 0,
     ) -> None:
         """Say how an unfinished run stands; a finished run stays finished."""
-        values = (run_id, status, reason, method, stream, setting, seed, label, done, total)
+        values = (run_id, status, masked(reason), method, stream, setting, seed, label, done, total)
         with self._writing() as connection:
             connection.execute(_MARK, (*values, time.time()))
 
@@ -208,7 +210,7 @@ class Store:
         if found["row"] is None:
             return None
         try:
-            row: dict[str, Any] = json.loads(found["row"])
+            row: dict[str, Any] = parse_json(found["row"])
         except ValueError as error:
             raise self._damaged(f"row of {found['run_id'][:8]}: {error}") from error
         return row

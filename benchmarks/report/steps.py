@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.errors import UsageError
+from benchmarks.results import STEP_SCHEMA
+from streams.readers.parquet_bounds import check_bounds
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -69,8 +71,12 @@ def read_steps(file: Path) -> Steps | None:
     if not file.is_file():
         return None
     try:
-        table = pq.read_table(file).select([*_COLUMNS, "selected_fraction", *_BINS])
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        check_bounds(file)
+        table = pq.read_table(file, schema=STEP_SCHEMA)
+        table = table.select([*_COLUMNS, "selected_fraction", *_BINS])
+        if table["domain"].null_count:
+            raise pa.ArrowInvalid("a row without a domain")
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read; run it again with --overwrite") from error
     if not len(table):
         return None

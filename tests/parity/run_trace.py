@@ -53,7 +53,7 @@ def batches(meta: dict[str, Any], data: Path) -> Iterator[Tensor]:
     for part in meta["stream"]:
         stem, _, severity = part["key"].rpartition("_")
         stem = stem if severity.isdigit() else part["key"]
-        images = np.load(data / "cifar10c" / f"{stem}.npy", mmap_mode="r")
+        images = np.load(data / "cifar10c" / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
         for first in range(part["first"], part["stop"], meta["batch_size"]):
             stop = min(first + meta["batch_size"], part["stop"])
             x = torch.from_numpy(np.array(images[first:stop])).permute(0, 3, 1, 2)
@@ -70,8 +70,8 @@ def source_batches(meta: dict[str, Any], data: Path) -> Iterator[tuple[Tensor, T
     if named is None:
         raise ValueError("the method needs source images and the trace names none")
     first, stop = int(named[1]), int(named[2]) + 1
-    images = np.load(data / "cifar10c" / "clean.npy", mmap_mode="r")[first:stop]
-    labels = np.load(data / "cifar10c" / "labels.npy")[first:stop]
+    images = np.load(data / "cifar10c" / "clean.npy", mmap_mode="r", allow_pickle=False)[first:stop]
+    labels = np.load(data / "cifar10c" / "labels.npy", allow_pickle=False)[first:stop]
     size = meta["hyperparameters"].get("fisher_batch", meta["batch_size"])
     for start in range(0, len(images), size):
         x = torch.from_numpy(np.array(images[start : start + size])).permute(0, 3, 1, 2)
