@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write, write_json
+from benchmarks.row_types import wrong_field
 from benchmarks.store import FILE, SUFFIX, Store
 from streams.jsonfiles import load_json
 from streams.readers.parquet_bounds import check_bounds
@@ -339,4 +340,6 @@ def checked(row: Any, file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} has schema {version}, this version reads {SCHEMA_VERSION}")
     if any(key not in fields for key in ("schema_version", *IDENTITY)):
         raise UsageError(f"{file} is not a result of tta-bench; remove it")
+    if wrong := wrong_field(fields):
+        raise UsageError(f"{file} is damaged: {wrong!r} holds what no run writes; remove it")
     return fields
