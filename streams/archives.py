@@ -12,7 +12,6 @@ import hashlib
 import lzma
 import shutil
 import stat
-import struct
 import tarfile
 import zipfile
 import zlib
@@ -31,10 +30,6 @@ _CHUNK = 1 << 20
 _MEMBERS, _BYTES_A_MEMBER = 10_000, 8
 # An archive of few files is checked file by file later, one of many folder by folder.
 _FEW = 1000
-_DAMAGED = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error),
-    *(NotImplementedError, ValueError, RuntimeError, MemoryError),
-)
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -164,9 +159,9 @@ def _write_all(
                 done += member.size
                 if progress is not None:
                     progress(done, total)
-    except StreamError:
+    except (StreamError, OSError):
         raise
-    except _DAMAGED as error:
+    except Exception as error:  # a damaged archive raises nearly anything
         raise StreamError(
             f"{archive} is damaged or no tar or zip archive ({' '.join(str(error).split())}); "
             "delete it and fetch it again"

@@ -24,12 +24,12 @@ from benchmarks.results import STEP_SCHEMA, TIMING_FIELDS, RunFolder
 from benchmarks.store import FILE, Store
 from streams.fetch import Options, fetch
 
-ROWS, STEPS = 60, 40
+ROWS, STEPS = 40, 25
 CONTENT = random.Random(0).randbytes(600_000)
 GRID = """
 methods = ["source", "tent"]
 streams = ["fashion-mnist-c"]
-seeds = [0, 1]
+seeds = [0]
 num_examples = 20
 [common]
 corruptions = ["fog"]
@@ -55,7 +55,7 @@ class Operation:
 def _run(folder: Path) -> None:
     spec = benchmarks.resolve(
         *("tent", "fashion-mnist-c"),
-        **{"num_examples": 60, "batch_size": 10, "corruptions": ("fog", "snow")},
+        **{"num_examples": 30, "batch_size": 10, "corruptions": ("fog", "snow")},
     )
     benchmarks.run(spec, folder / "out", resume=True, checkpoint_seconds=0)
 
