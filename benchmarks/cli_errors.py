@@ -27,6 +27,16 @@ def user_errors(
     except (UsageError, StreamError, AdapterError) as error:
         typer.echo(f"tta-bench: error: {masked(' '.join(str(error).split()))}", err=True)
         raise typer.Exit(2) from None
+    except RuntimeError as error:
+        # Torch tells of it from a signal handler: it may come up anywhere in the loop.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        typer.echo(
+            "tta-bench: error: a process that made batches died (killed, or out of memory); go on "
+            "with --resume, with fewer --workers",
+            err=True,
+        )
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(f"tta-bench: interrupted; {interrupted}", err=True)
         raise typer.Exit(130) from None

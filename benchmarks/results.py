@@ -149,14 +149,15 @@ class RunFolder:
         """Write pending rows as a part file, then the state that refers to it."""
         import torch
 
-        if self._pending:
-            name = _PART.format(len(self._parts))
-            with atomic_write(self._checkpoint / name) as temporary:
-                pq.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA), temporary)
-            self._parts.append(name)
-            self._pending = []
-        with atomic_write(self._checkpoint / "state.pt") as temporary:
-            torch.save({**state, "parts": list(self._parts)}, temporary)
+        with self._room():
+            if self._pending:
+                name = _PART.format(len(self._parts))
+                with atomic_write(self._checkpoint / name) as temporary:
+                    pq.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA), temporary)
+                self._parts.append(name)
+                self._pending = []
+            with atomic_write(self._checkpoint / "state.pt") as temporary:
+                torch.save({**state, "parts": list(self._parts)}, temporary)
 
     def load(self, device: str) -> dict[str, Any] | None:
         """State of the last checkpoint; ``None`` where there is none.
@@ -179,6 +180,21 @@ class RunFolder:
                 check_bounds(self._checkpoint / name)
         self._parts = list(parts)
         return state
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A disk that is full, or cannot be written any more, is one clear line."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch hides the system's reason behind a RuntimeError of its own.
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UsageError(
+                f"cannot write results to {self.path} ({reason}); free some space, and --resume "
+                "goes on from the last checkpoint"
+            ) from error
 
     @contextmanager
     def whole_checkpoint(self) -> Iterator[None]:
@@ -209,14 +225,15 @@ class RunFolder:
         Raises:
             UsageError: If the store cannot be written; the run is finished all the same.
         """
-        with (
-            atomic_write(self.steps_file) as temporary,
-            pq.ParquetWriter(temporary, STEP_SCHEMA) as writer,
-        ):
-            for name in self._parts:
-                writer.write_table(pq.read_table(self._checkpoint / name, schema=STEP_SCHEMA))
-            writer.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA))
-        write_json(self.result_file, result)
+        with self._room():
+            with (
+                atomic_write(self.steps_file) as temporary,
+                pq.ParquetWriter(temporary, STEP_SCHEMA) as writer,
+            ):
+                for name in self._parts:
+                    writer.write_table(pq.read_table(self._checkpoint / name, schema=STEP_SCHEMA))
+                writer.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA))
+            write_json(self.result_file, result)
         shutil.rmtree(self._checkpoint)
         if self.tracker is not None:
             self.tracker.finish(result)

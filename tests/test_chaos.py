@@ -1,4 +1,4 @@
-"""Operations that are killed, a full disk, clocks that jump, batches that nobody wants, and more."""
+"""Operations that are killed, a full disk, clocks that jump, hostile batches, faults inside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import benchmarks
-import streams
 import tta
 from benchmarks import files, runner
 from benchmarks.cli import app
@@ -161,7 +160,7 @@ def hostile() -> list[Tensor]:
     mixed[0], mixed[1, 0, 0, 0], mixed[2] = torch.nan, torch.inf, 1e30
     return [
         *(good, torch.zeros_like(good), torch.full_like(good, 0.5), torch.ones_like(good)),
-        *(good[:1].expand(8, -1, -1, -1).clone(), good * 1e4, good * -1e4, good * 1e38, mixed),
+        *(good[:1].expand(8, -1, -1, -1).clone(), good * 1e4, good * 1e8, good * 1e38, mixed),
         *(torch.full_like(good, torch.nan), torch.full_like(good, -torch.inf), good),
     ]
 
@@ -191,7 +190,7 @@ def test_no_batch_poisons(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", tta.list_adapters())
-def test_an_empty_batch_is_refused_or_gives_no_rows(method: str) -> None:
+def test_an_empty_batch_is_refused(method: str) -> None:
     try:
         adapter = tta.wrap(tiny(), method)
     except tta.AdapterError:
@@ -199,10 +198,8 @@ def test_an_empty_batch_is_refused_or_gives_no_rows(method: str) -> None:
     clean = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     if adapter.needs.source_data:
         adapter.fit_source([(clean, torch.arange(8) % 5)] * 2)
-    try:
-        assert adapter(torch.zeros(0, 3, 8, 8)).shape == (0, 5)
-    except tta.AdapterError as error:
-        assert "empty" in str(error) or "no image" in str(error)
+    with pytest.raises(tta.AdapterError, match="B >= 1"):
+        adapter(torch.zeros(0, 3, 8, 8))
     assert finite(adapter)
     assert bool(adapter(clean).isfinite().all())
 
@@ -231,9 +228,9 @@ def test_nothing_grows_in_a_domain_that_never_ends(method: str) -> None:
         return sum(map(size, value)) if isinstance(value, (list, tuple)) else 1
 
     sizes = []
-    for step in range(90):
+    for step in range(30):
         adapter(torch.rand(16, 3, 8, 8, generator=generator))
-        if step % 30 == 29:
+        if step % 10 == 9:
             sizes.append(size(adapter.state_dict()))
     bounded = sizes[2] <= sizes[1]
     # Banks that a config bounds above what these batches fill may still be filling.
@@ -272,18 +269,23 @@ def test_a_backbone_that_throws_and_is_mended(
     same_end(tmp_path / "out", tmp_path / "whole")
 
 
-def test_a_feed_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feed_worker_that_dies(tmp_path: Path) -> None:
     """One clear line instead of waiting for ever; the run goes on to the identical end."""
-
-    def kills(done: int, total: int, error: float) -> None:
-        if done == 2:
-            for child in psutil.Process().children(recursive=True):
-                if "spawn_main" in " ".join(child.cmdline()):
-                    child.send_signal(signal.SIGKILL)
-
-    spec = benchmarks.resolve("tent", "fashion-mnist-c", **(SMALL | {"num_examples": 200}))
-    with pytest.raises(streams.StreamError, match="died"):
-        benchmarks.run(spec, tmp_path / "out", checkpoint_seconds=0, workers=1, progress=kills)
+    words = [word.replace("30", "1000") for word in RUN]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cli", *words, "--workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 100
+        while not list(tmp_path.glob("out/*/checkpoint/state.pt")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        (worker,) = psutil.Process(process.pid).children()
+        worker.send_signal(signal.SIGKILL)
+        said = process.stderr.read()
+    assert process.returncode == 2, said
+    assert said.strip().splitlines()[-1].startswith("tta-bench: error: a process that made batches")
+    assert "Traceback" not in said
+    spec = benchmarks.resolve("tent", "fashion-mnist-c", **(SMALL | {"num_examples": 1000}))
     benchmarks.run(spec, tmp_path / "out", resume=True)
     benchmarks.run(spec, tmp_path / "whole")
     same_end(tmp_path / "out", tmp_path / "whole")
