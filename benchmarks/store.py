@@ -270,7 +270,7 @@ class Store:
     def _record(self, found: sqlite3.Row) -> Record:
         """A row of the table, whose columns may hold anything in a file from elsewhere."""
         values = {**dict(found), "row": self._row(found)}
-        kinds = {"seed": int, "done": int, "total": int, "updated": (int, float)}
+        kinds: dict[str, Any] = {"seed": int, "done": int, "total": int, "updated": (int, float)}
         if values.keys() != _COLUMNS or any(
             not isinstance(value, kinds.get(key, str))
             for key, value in values.items()

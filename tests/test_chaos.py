@@ -207,8 +207,18 @@ def test_an_empty_batch_is_refused(method: str) -> None:
 # A domain that never ends ------------------------------------------------------------------------
 
 
+# The dearest steps.
+_SLOW = {"memo", "petal", "cotta"}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", tta.list_adapters())
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
+        for name in tta.list_adapters()
+    ],
+)
 def test_nothing_grows_in_a_domain_that_never_ends(method: str) -> None:
     """After its banks are full, the state of a method has a fixed size."""
     try:

@@ -42,10 +42,6 @@ class Needs:
     norms: frozenset[str] = frozenset()
 
 
-# No image: the statistics of a batch with larger values are infinite in float32.
-_LARGEST = 1e9
-
-
 class Adapter(nn.Module):
     """A model that adapts to what it sees: ``logits = adapter(x)``.
 
@@ -150,8 +146,7 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to ``x`` and predict it; works inside ``no_grad`` and ``inference_mode``.
 
-        Rows with NaN, infinity or values beyond 1e9 take no part in the adaptation and get NaN
-        logits.
+        Rows with NaN, infinity or values beyond 1e9 do not adapt anything and get NaN logits.
 
         Args:
             x: Images ``(B, C, H, W)``, floating, in ``[0, 1]``.
@@ -390,10 +385,11 @@ class Adapter(nn.Module):
             return self.adapt(x)
 
     def _on_finite_rows(self, step: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
+        most = 1e9  # beyond, the statistics of a batch overflow in float32
         low, high = x.aminmax()  # NaN goes through both
-        if bool((low >= -_LARGEST) & (high <= _LARGEST)):
+        if bool((low >= -most) & (high <= most)):
             return step(x).detach(), 0
-        finite = (x.abs() <= _LARGEST).flatten(1).all(1)
+        finite = (x.abs() <= most).flatten(1).all(1)
         if bool(finite.any()):
             logits = step(x[finite]).detach()
         else:

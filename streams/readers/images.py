@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -67,7 +68,10 @@ def read_image(source: Path | bytes, prepare: Prepare | None, where: str) -> NDA
 
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Pillow.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)  # refused below
+            opened = Pillow.open(file, formats=FORMATS)
+        with opened as image:
             _check_size(image, prepare, where)
             colours = image.convert("RGB")
             made = np.asarray(colours if prepare is None else _prepared(colours, prepare))
