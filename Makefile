@@ -8,7 +8,7 @@ JOBS ?= auto
 # Images a corruption: 2,000 take about a minute on two quiet cores, all 10,000 about five.
 IMAGES ?= 2000
 
-.PHONY: bench test slow lint parity corruptions clean
+.PHONY: bench test slow lint parity corruptions fuzz chaos clean
 
 bench: $(VENV)/.bench-installed
 	$(BIN)/tta-bench run --method source,norm,tent,deyo --stream fashion-mnist-c \
@@ -56,6 +56,18 @@ corruptions: $(VENV)/.test-installed
 		--weights $(SHARED)/data/weights/resnet32-d509ac18.th \
 		--imagenet $(SHARED)/data/imagenetc_reference --photographs $(SHARED)/data/imagenet/val \
 		; agreement=$$?; PYTHONPATH=. $(SPEED_PYTHON) -m benchmarks.corruption_speed && exit $$agreement
+
+# See docs/hardening.md; each goes on after a finding and says so at the end.
+SECONDS ?= 600
+FUZZ_SEED ?= 0
+KILLS ?= 200
+fuzz: $(VENV)/.test-installed
+	status=0; for target in text arrays archives checkpoints folder; do \
+		OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz/run.py $$target \
+			--seconds $(SECONDS) --seed $(FUZZ_SEED) || status=1; done; exit $$status
+
+chaos: $(VENV)/.test-installed
+	PYTHONPATH=. $(BIN)/python tests/chaos/kills.py --kills $(KILLS)
 
 clean:
 	rm -rf build dist results .pytest_cache .mypy_cache .ruff_cache

@@ -6,9 +6,10 @@ Commands import what they need when they run: ``--help`` and ``list`` answer wit
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -28,6 +29,7 @@ from benchmarks.run_cli import run
 from benchmarks.sweep_cli import sweep
 from benchmarks.tune_cli import tune
 from benchmarks.watch_cli import watch
+from streams.secrets import masked
 
 app = typer.Typer(
     name="tta-bench",
@@ -37,6 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
+)
+# Click's own class: newer versions of typer bring click inside.
+_WRONG_WORDS: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
 new_app = typer.Typer(help="Start a method of your own.", no_args_is_help=True)
 app.add_typer(new_app, name="new")
@@ -204,7 +210,18 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.interface.*", category=FutureWarning)
     # Avalanche looks for a solver that GEM alone needs.
     warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
-    app()
+    try:
+        status = app(standalone_mode=False)
+    except _WRONG_WORDS as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:  # one line, as for all other wrong input
+            said = " ".join(error.format_message().split())
+            typer.echo(f"tta-bench: error: {masked(said)}", err=True)
+        status = error.exit_code
+    except typer.Abort:
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import typer
 
 from benchmarks.errors import UsageError
 from streams.errors import StreamError
+from streams.secrets import masked
 from tta.errors import AdapterError
 
 
@@ -24,7 +25,17 @@ def user_errors(
     try:
         yield
     except (UsageError, StreamError, AdapterError) as error:
-        typer.echo(f"tta-bench: error: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"tta-bench: error: {masked(' '.join(str(error).split()))}", err=True)
+        raise typer.Exit(2) from None
+    except RuntimeError as error:
+        # Torch tells of it from a signal handler: it may come up anywhere in the loop.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        typer.echo(
+            "tta-bench: error: a process that made batches died (killed, or out of memory); go on "
+            "with --resume, with fewer --workers",
+            err=True,
+        )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(f"tta-bench: interrupted; {interrupted}", err=True)
@@ -39,4 +50,4 @@ def left_out(method: str, may: bool) -> Iterator[None]:
     except AdapterError as error:
         if not may:
             raise
-        typer.echo(f"left out {method}: {error}", err=True)
+        typer.echo(f"left out {method}: {masked(str(error))}", err=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from benchmarks.compare_words import USUALLY
+from streams.jsonfiles import parse_json
 
 # The two settings that differ in the reset alone.
 _RESETS = {"continual", "reset"}
@@ -230,7 +230,7 @@ class Pair:
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """The method's options by name, ``part.name`` in a learner's; the seed is not one."""
     made = {}
-    for key, value in json.loads(row.get("config") or "{}").items():
+    for key, value in parse_json(row.get("config") or "{}").items():
         inner = value if isinstance(value, dict) else {None: value}
         made.update({f"{key}.{name}" if name else key: v for name, v in inner.items()})
     return {key: value for key, value in made.items() if key.rpartition(".")[2] != "seed"}

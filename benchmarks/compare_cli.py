@@ -13,6 +13,7 @@ import typer
 from benchmarks.cli_errors import user_errors
 from benchmarks.cli_options import AsJson
 from benchmarks.errors import UsageError
+from streams.jsonfiles import load_json
 
 if TYPE_CHECKING:
     from benchmarks.compare import Comparison
@@ -88,7 +89,7 @@ def load_run(word: str) -> Run:
 
 def _spec(folder: Path) -> dict[str, Any] | None:
     try:
-        spec: dict[str, Any] = json.loads((folder / "spec.json").read_text("utf-8"))
+        spec: dict[str, Any] = load_json(folder / "spec.json")
     except (OSError, ValueError):
         return None
     return spec

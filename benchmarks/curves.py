@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from benchmarks.errors import UsageError
 from benchmarks.learning_results import EVALS, read_evals
 from continual.evaluate import Evaluation
+from streams.jsonfiles import load_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,7 +124,7 @@ def _draw(
 
 def _title(run: Path) -> str:
     try:
-        spec: dict[str, Any] = json.loads((run / "spec.json").read_text("utf-8"))
+        spec: dict[str, Any] = load_json(run / "spec.json")
         return f"{spec['method']}, s{spec['seed']}\n{spec['stream']}, {spec['setting']}"
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{run / 'spec.json'} cannot be read; run it again") from error

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import UsageError
+from streams.secrets import without_secrets
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically."""
+    """Write a JSON file atomically, without secrets."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", "utf-8")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from benchmarks.leaderboard_columns import (
     domain_names,
 )
 from benchmarks.leaderboard_stats import NOISE, interval, paired_test
+from streams.jsonfiles import parse_json
 
 BY_SEED = "by seed"
 BEST, TIED, BEHIND = "best", "within noise", ""
@@ -144,7 +145,7 @@ def _without_seed(config: str) -> str:
     # A learner's options stand by part.
     values = {
         key: {k: v for k, v in value.items() if k != "seed"} if isinstance(value, dict) else value
-        for key, value in json.loads(config).items()
+        for key, value in parse_json(config).items()
         if key != "seed"
     }
     return json.dumps(values, sort_keys=True)

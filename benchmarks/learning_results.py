@@ -19,6 +19,7 @@ from benchmarks.results import TIMING_FIELDS
 from continual.evaluate import Evaluation
 from continual.metrics import FORMS, METRICS, Course, Timeline, learning_metrics, recovery_length
 from streams.learning_types import Experience, LearningStream, Segment
+from streams.readers.parquet_bounds import check_bounds
 from streams.types import Domain
 
 EVALS = "evals.parquet"
@@ -64,8 +65,9 @@ def read_evals(folder: Path) -> tuple[list[Evaluation], list[str]]:
         UsageError: If the file is missing or damaged.
     """
     try:
+        check_bounds(folder / EVALS)
         table = pq.read_table(folder / EVALS, schema=EVAL_SCHEMA).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UsageError(f"{folder / EVALS} cannot be read; run it again") from error
     names = list(dict.fromkeys(row["task_name"] for row in table))
     size = len(names)

@@ -216,11 +216,12 @@ class Recorder:
         state = self.folder.load(self.prepared.spec.device)
         if state is None:
             return
-        self.prepared.life.load_state_dict(state["life"])
-        self.evaluations = [Evaluation(**values) for values in state["evaluations"]]
-        self.relapses.load_state_dict(state["relapses"])
-        self.forgets, self.step = list(state["forgets"]), int(state["step"])
-        self._item, self._correct, self._total = state["running"]
+        with self.folder.whole_checkpoint():
+            self.prepared.life.load_state_dict(state["life"])
+            self.evaluations = [Evaluation(**values) for values in state["evaluations"]]
+            self.relapses.load_state_dict(state["relapses"])
+            self.forgets, self.step = list(state["forgets"]), int(state["step"])
+            self._item, self._correct, self._total = state["running"]
 
     def finish(self) -> dict[str, Any]:
         """Write all files, the result last, and return its row."""

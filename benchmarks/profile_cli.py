@@ -64,6 +64,8 @@ def profile(
 
         if checkpoint is not None and not checkpoint.is_file():
             raise UsageError(f"checkpoint {checkpoint} is not a file")
+        if out is not None and out.suffix != ".csv":
+            raise UsageError(f"--out {out}: the table is written as FILE.csv")
         methods, by_pattern = read_methods(read_split(method))
         options = read_options(set_ or [], methods)
         configs = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.files import write_json
 from streams.cache import cache_dir
 from streams.errors import StreamError
+from streams.jsonfiles import load_json
 from streams.types import CLEAN, UNKNOWN, Batch, Stream
 
 
@@ -46,7 +46,7 @@ class SourceReference:
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         made = cls(model=model, file=cache_dir() / "source" / f"{name}.json")
         try:
-            cached: dict[str, Any] = json.loads(made.file.read_text("utf-8"))
+            cached: dict[str, Any] = load_json(made.file)
             made.counts, made.clean, made.known = cached["counts"], cached["clean"], True
         except (OSError, ValueError, KeyError, TypeError):
             pass  # absent or damaged: it is measured again

@@ -6,10 +6,9 @@ finished run. Its row also stands in the store of the results folder, where rows
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,11 @@ import pyarrow.parquet as pq
 from benchmarks.errors import UsageError
 from benchmarks.files import atomic_write, write_json
 from benchmarks.guard_columns import WATCH_SCHEMA
+from benchmarks.row_types import wrong_field
 from benchmarks.store import FILE, SUFFIX, Store
+from streams.jsonfiles import load_json
+from streams.readers.parquet_bounds import check_bounds
+from tta.errors import AdapterError
 
 if TYPE_CHECKING:
     from benchmarks.tracking import Tracker
@@ -31,6 +34,7 @@ SCHEMA_VERSION = 1
 TIMING_FIELDS = ("seconds", "images_per_second", "seconds_per_1k", "peak_mem_mib")
 # What every row has.
 IDENTITY = ("run_id", "method", "stream", "setting", "seed")
+_PART = "steps-{:06d}.parquet"
 
 _BINS = pa.list_(pa.int32())
 STEP_SCHEMA = pa.schema(
@@ -147,14 +151,15 @@ class RunFolder:
         """Write pending rows as a part file, then the state that refers to it."""
         import torch
 
-        if self._pending:
-            name = f"steps-{len(self._parts):06d}.parquet"
-            with atomic_write(self._checkpoint / name) as temporary:
-                pq.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA), temporary)
-            self._parts.append(name)
-            self._pending = []
-        with atomic_write(self._checkpoint / "state.pt") as temporary:
-            torch.save({**state, "parts": list(self._parts)}, temporary)
+        with self._room():
+            if self._pending:
+                name = _PART.format(len(self._parts))
+                with atomic_write(self._checkpoint / name) as temporary:
+                    pq.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA), temporary)
+                self._parts.append(name)
+                self._pending = []
+            with atomic_write(self._checkpoint / "state.pt") as temporary:
+                torch.save({**state, "parts": list(self._parts)}, temporary)
 
     def load(self, device: str) -> dict[str, Any] | None:
         """State of the last checkpoint; ``None`` where there is none.
@@ -167,16 +172,52 @@ class RunFolder:
         file = self._checkpoint / "state.pt"
         if not file.is_file():
             return None
-        try:
+        with self.whole_checkpoint():
             state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-        except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-            raise UsageError(f"{file} is damaged; start the run again with --overwrite") from error
-        self._parts = list(state["parts"])
+            parts = state["parts"]
+            # Never a path that the file made up: our own names, one after the other.
+            if parts != [_PART.format(number) for number in range(len(parts))]:
+                raise ValueError("parts")
+            for name in parts:
+                check_bounds(self._checkpoint / name)
+        self._parts = list(parts)
         return state
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A disk that is full, or cannot be written any more, is one clear line."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch hides the system's reason behind a RuntimeError of its own.
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UsageError(
+                f"cannot write results to {self.path} ({reason}); free some space, and --resume "
+                "goes on from the last checkpoint"
+            ) from error
+
+    @contextmanager
+    def whole_checkpoint(self) -> Iterator[None]:
+        """What the block reads is the checkpoint: whatever it raises, that file is damaged.
+
+        Raises:
+            UsageError: In place of any error but that of a state of another method or version.
+        """
+        try:
+            yield
+        except AdapterError:
+            raise
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise UsageError(
+                f"{self._checkpoint / 'state.pt'} is damaged; start the run again with --overwrite"
+            ) from error
 
     def table(self) -> dict[str, np.ndarray[Any, Any]]:
         """Columns of all rows so far, written and pending."""
-        parts = [pq.read_table(self._checkpoint / name) for name in self._parts]
+        with self.whole_checkpoint():
+            parts = [pq.read_table(self._checkpoint / n, schema=STEP_SCHEMA) for n in self._parts]
         table = pa.concat_tables([*parts, pa.Table.from_pylist(self._pending, STEP_SCHEMA)])
         return columns_of(table)
 
@@ -186,14 +227,15 @@ class RunFolder:
         Raises:
             UsageError: If the store cannot be written; the run is finished all the same.
         """
-        with (
-            atomic_write(self.steps_file) as temporary,
-            pq.ParquetWriter(temporary, STEP_SCHEMA) as writer,
-        ):
-            for name in self._parts:
-                writer.write_table(pq.read_table(self._checkpoint / name, schema=STEP_SCHEMA))
-            writer.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA))
-        write_json(self.result_file, result)
+        with self._room():
+            with (
+                atomic_write(self.steps_file) as temporary,
+                pq.ParquetWriter(temporary, STEP_SCHEMA) as writer,
+            ):
+                for name in self._parts:
+                    writer.write_table(pq.read_table(self._checkpoint / name, schema=STEP_SCHEMA))
+                writer.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA))
+            write_json(self.result_file, result)
         shutil.rmtree(self._checkpoint)
         if self.tracker is not None:
             self.tracker.finish(result)
@@ -299,7 +341,7 @@ def read_result(file: Path) -> dict[str, Any]:
         UsageError: If it is damaged or of another schema version.
     """
     try:
-        row = json.loads(file.read_text("utf-8"))
+        row = load_json(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} is not a result of tta-bench; remove it") from error
     return checked(row, file)
@@ -317,4 +359,6 @@ def checked(row: Any, file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} has schema {version}, this version reads {SCHEMA_VERSION}")
     if any(key not in fields for key in ("schema_version", *IDENTITY)):
         raise UsageError(f"{file} is not a result of tta-bench; remove it")
+    if wrong := wrong_field(fields):
+        raise UsageError(f"{file} is damaged: {wrong!r} holds what no run writes; remove it")
     return fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.errors import UsageError
 from benchmarks.results import IDENTITY, Found, below, find_all, find_stores
 from benchmarks.store import Record, Store
+from streams.jsonfiles import load_json
 
 STATUSES = ("finished", "running", "queued", "failed", "unfinished")
 SHORT = 8
@@ -132,7 +132,7 @@ def unfinished_folders(roots: Sequence[Path]) -> dict[str, Path]:
 def _spec(file: Path) -> dict[str, Any]:
     """The spec of a run; empty where the file is of something else."""
     try:
-        said = json.loads(file.read_text("utf-8"))
+        said = load_json(file)
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) and all(key in said for key in IDENTITY) else {}

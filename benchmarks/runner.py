@@ -295,15 +295,16 @@ class _Loop:
         state = self.folder.load(self.prepared.spec.device)
         if state is None:
             return 0
-        # What a probe says now may not be what it said when the run began.
-        execution.lay_out(self.prepared.adapter, state["layout"])
-        self.prepared.adapter.load_state_dict(state["adapter"])
-        self.correct, self.total = state["correct"], state["total"]
-        if self.scores:
-            self.scores.restore(state["scores"])
-        if not self.reference.known:
-            self.reference.counts = state["reference"]
-        return int(state["step"])
+        with self.folder.whole_checkpoint():
+            # What a probe says now may not be what it said when the run began.
+            execution.lay_out(self.prepared.adapter, state["layout"])
+            self.prepared.adapter.load_state_dict(state["adapter"])
+            self.correct, self.total = int(state["correct"]), int(state["total"])
+            if self.scores:
+                self.scores.restore(state["scores"])
+            if not self.reference.known:
+                self.reference.counts = dict(state["reference"])
+            return int(state["step"])
 
     def _result(self, clean: list[int] | None) -> dict[str, Any]:
         spec, stream, backbone = self.prepared.spec, self.prepared.stream, self.prepared.backbone

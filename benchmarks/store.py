@@ -16,11 +16,13 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.errors import UsageError
+from streams.jsonfiles import parse_json
+from streams.secrets import masked, without_secrets
 
 SUFFIX = ".sqlite"
 FILE = f"results{SUFFIX}"
@@ -99,6 +101,9 @@ class Record:
     row: dict[str, Any] | None
 
 
+_COLUMNS = {field.name for field in fields(Record)}
+
+
 class Store:
     """The store of one results folder.
 
@@ -132,7 +137,7 @@ class Store:
             (
                 *(row[key] for key in ("run_id", "method", "stream", "setting", "seed")),
                 now,
-                json.dumps(row),
+                json.dumps(without_secrets(row)),
             )
             for row in rows
         ]
@@ -163,7 +168,7 @@ class Store:
         total: int = 0,
     ) -> None:
         """Say how an unfinished run stands; a finished run stays finished."""
-        values = (run_id, status, reason, method, stream, setting, seed, label, done, total)
+        values = (run_id, status, masked(reason), method, stream, setting, seed, label, done, total)
         with self._writing() as connection:
             connection.execute(_MARK, (*values, time.time()))
 
@@ -181,7 +186,7 @@ class Store:
         with self._reading() as connection:
             if connection is not None:
                 found = connection.execute("SELECT * FROM runs ORDER BY run_id").fetchall()
-        return [Record(**{**dict(row), "row": self._row(row)}) for row in found]
+        return [self._record(row) for row in found]
 
     def has(self, run_id: str) -> bool:
         """Whether the run is there as finished."""
@@ -208,9 +213,11 @@ class Store:
         if found["row"] is None:
             return None
         try:
-            row: dict[str, Any] = json.loads(found["row"])
-        except ValueError as error:
-            raise self._damaged(f"row of {found['run_id'][:8]}: {error}") from error
+            row: Any = parse_json(found["row"])
+        except (ValueError, TypeError) as error:
+            raise self._damaged(f"row of {str(found['run_id'])[:8]}: {error}") from error
+        if not isinstance(row, dict):
+            raise self._damaged(f"row of {str(found['run_id'])[:8]} is no row")
         return row
 
     @contextmanager
@@ -260,7 +267,24 @@ class Store:
                 raise  # wrong use, no wrong file
             raise self._damaged(str(error)) from error
 
+    def _record(self, found: sqlite3.Row) -> Record:
+        """A row of the table, whose columns may hold anything in a file from elsewhere."""
+        values = {**dict(found), "row": self._row(found)}
+        kinds: dict[str, Any] = {"seed": int, "done": int, "total": int, "updated": (int, float)}
+        if values.keys() != _COLUMNS or any(
+            not isinstance(value, kinds.get(key, str))
+            for key, value in values.items()
+            if key != "row"
+        ):
+            raise self._damaged("a record of another kind")
+        return Record(**values)
+
     def _version(self, connection: sqlite3.Connection) -> int:
+        # A view in place of the table could go on for ever.
+        connection.execute("PRAGMA trusted_schema = OFF")
+        kinds = connection.execute("SELECT type FROM sqlite_master WHERE name = 'runs'").fetchall()
+        if [kind[0] for kind in kinds] not in ([], ["table"]):
+            raise self._damaged("it has no table of runs")
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, STORE_VERSION):
             raise UsageError(

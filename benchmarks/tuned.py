@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,8 @@ from benchmarks.errors import UsageError
 from benchmarks.files import asked_for
 from benchmarks.runner import open_stream
 from benchmarks.spec import RunSpec, one_line
+from benchmarks.toml import TomlError, parse_toml
 from streams.types import Ints, Stream
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FILE = "tuned.toml"
 _STREAM_FIELDS = (
@@ -187,8 +182,8 @@ def read_tuned(path: Path) -> Tuned:
         UsageError: If it is missing, damaged or of another format.
     """
     try:
-        return Tuned(**tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return Tuned(**parse_toml(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, TomlError) as error:
         raise UsageError(f"cannot read {path} ({error}); write it with 'tta-bench tune'") from error
     except ValidationError as error:
         raise UsageError(f"{path} was not written by this 'tune': {one_line(error)}") from error

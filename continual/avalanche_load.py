@@ -151,7 +151,9 @@ class Loader:
             # Only Avalanche's own helpers are built from a name: a state must not run code.
             if module.partition(".")[0] != "avalanche" or "." in name:
                 raise UnknownState(f"a {name} came in while training")
-            found = getattr(import_module(module), name)
+            found: Any = getattr(import_module(module), name)
+            if not _is_class(found) or not found.__module__.startswith("avalanche."):
+                raise UnknownState(f"a {name} came in while training")
             made = found.__new__(found)
         self._found[node["number"]] = made
         for key, item in node["attributes"].items():
@@ -172,7 +174,7 @@ class Loader:
         return made
 
     def _rebuild_dataset(self, node: Mapping[str, Any]) -> Any:
-        from avalanche.benchmarks.utils import make_avalanche_dataset
+        from avalanche.benchmarks.utils import DataAttribute, make_avalanche_dataset
         from avalanche.benchmarks.utils.flat_data import FlatData
         from avalanche.benchmarks.utils.utils import concat_datasets
 
@@ -198,6 +200,8 @@ class Loader:
                 discard_elements_not_in_indices=True,
             )
             found = getattr(import_module(module), name)
+            if not _is_class(found) or not issubclass(found, DataAttribute):
+                raise UnknownState(f"a column of type {name}")
             columns.append(found(values, name=column["name"], use_in_getitem=column["shown"]))
         if columns or node["plain"]:
             made = make_avalanche_dataset(made, data_attributes=columns)
@@ -224,3 +228,7 @@ class Loader:
             optimizer.state = defaultdict(dict, moments)
 
         self._later.append(act)
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, type)

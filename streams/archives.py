@@ -6,7 +6,10 @@ goes to a folder beside the destination and is moved there when it is complete.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import lzma
 import shutil
 import stat
 import tarfile
@@ -23,10 +26,17 @@ from streams.jsonfiles import read_json, write_json
 from streams.transfer import check_space, out_of_space
 
 _CHUNK = 1 << 20
-_MAX_MEMBERS = 5_000_000
+# An entry of a zip takes 76 bytes and more, one of a tar 512 before it is compressed.
+_MEMBERS, _BYTES_A_MEMBER = 10_000, 8
 # An archive of few files is checked file by file later, one of many folder by folder.
 _FEW = 1000
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+# Most that a tar reads at once; names and other headers beyond it are no names.
+_MAX_READ = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +159,9 @@ def _write_all(
                 done += member.size
                 if progress is not None:
                     progress(done, total)
-    except _DAMAGED as error:
+    except (StreamError, OSError):
+        raise
+    except Exception as error:  # a damaged archive raises nearly anything
         raise StreamError(
             f"{archive} is damaged or no tar or zip archive ({' '.join(str(error).split())}); "
             "delete it and fetch it again"
@@ -172,10 +184,15 @@ def _open(archive: Path) -> Iterator[tuple[Iterator[Any], Callable[[Any], IO[byt
         with zipfile.ZipFile(archive) as opened:
             yield iter(opened.infolist()), opened.open
         return
-    with tarfile.open(archive) as tar:
+    opener = next((o for m, o in _OPENERS.items() if _starts_with(archive, m)), None)
+    # The kinds are told apart here: tarfile would try each, and read headers of any length.
+    with (
+        opener(archive) if opener else archive.open("rb") as raw,
+        tarfile.open(fileobj=_Bounded(raw), mode="r:") as tar,  # type: ignore[call-overload]
+    ):
 
         def read(entry: Any) -> IO[bytes]:
-            file = tar.extractfile(entry)
+            file: IO[bytes] | None = tar.extractfile(entry)
             assert file is not None  # only regular files come here
             return file
 
@@ -196,8 +213,36 @@ def _open(archive: Path) -> Iterator[tuple[Iterator[Any], Callable[[Any], IO[byt
         yield entries(), read
 
 
+class _Bounded:
+    """A file that refuses to be read in pieces larger than any that an honest archive asks for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes.
+
+        Raises:
+            tarfile.ReadError: If more are asked for than there may be, or the file is damaged.
+        """
+        if not 0 <= size <= _MAX_READ:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        try:
+            data: bytes = self._file.read(size)
+        except (OSError, zlib.error, lzma.LZMAError, EOFError) as error:
+            raise tarfile.ReadError(str(error)) from error
+        return data
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
 def _checked(index: Iterator[Any], archive: Path, limit: int) -> list[Member]:
     """The regular files, once every entry has been found harmless."""
+    most = max(_MEMBERS, archive.stat().st_size // _BYTES_A_MEMBER)
     members: dict[PurePosixPath, Member] = {}
     total = 0
     for count, entry in enumerate(index, 1):
@@ -218,8 +263,8 @@ def _checked(index: Iterator[Any], archive: Path, limit: int) -> list[Member]:
         total += size
         if total > limit:
             raise refuse(f"brings the content above {limit:,} bytes")
-        if count > _MAX_MEMBERS:
-            raise refuse(f"is one of more than {_MAX_MEMBERS:,}")
+        if count > most:
+            raise refuse(f"is one of more than {most:,}")
         if kind == "folder":
             continue
         if path in members or not path.parts:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streams.errors import StreamError
+from streams.secrets import masked
 from streams.transfer import Transfer, TransferError, out_of_space
 
 Progress = Callable[[int, "int | None"], None]
@@ -61,7 +62,7 @@ class Fetched:
 
     Attributes:
         path: The file.
-        url: Address it came from; empty where it was there already.
+        url: Address it came from, without a login; empty where it was there already.
         size: Bytes.
         md5: Hex MD5 of its bytes.
         sha256: Hex SHA-256 of its bytes.
@@ -137,13 +138,13 @@ def fetch(
                     continue
                 _finish(transfer, target)
                 return Fetched(
-                    path=target, url=url, size=made.size, md5=made.md5, sha256=made.sha256
+                    path=target, url=masked(url), size=made.size, md5=made.md5, sha256=made.sha256
                 )
             if all(count >= _WRONG_CHECKSUMS for count in wrong.values()):
                 break
             if attempt < options.retries:
                 time.sleep(min(max(options.pause * 2**attempt, longest), _LONGEST_PAUSE))
-        told = "; ".join(f"{url}: {words}" for url, words in faults.items())
+        told = "; ".join(f"{masked(url)}: {words}" for url, words in faults.items())
         raise StreamError(
             f"{target.name} could not be fetched after {attempt + 1} round(s): {told}; {by_hand}"
         )
@@ -182,7 +183,7 @@ def _parse(checksum: str | None) -> tuple[str, str | None]:
 
 def _by_hand(urls: Sequence[str], target: Path, size: int | None, checksum: str | None) -> str:
     facts = [f"{size:,} bytes" if size else "", checksum or "no published checksum"]
-    origin = f"download {urls[0]}" if urls else "get the file"
+    origin = f"download {masked(urls[0])}" if urls else "get the file"
     return f"by hand: {origin} and put it at {target} ({', '.join(filter(None, facts))})"
 
 

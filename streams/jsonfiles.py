@@ -10,6 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from streams.errors import StreamError
+from streams.secrets import without_secrets
+
+# The largest that we write, the list of contents of ImageNet-C, has some 10 MB.
+_MOST = 256 << 20
+
+
+def load_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no JSON, nested too deeply, or larger than any that we write.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise ValueError(f"it has more than {_MOST:,} bytes")
+    return parse_json(data.decode("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: If it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -19,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
         StreamError: If the file cannot be read or holds something else.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = load_json(path)
     except (OSError, ValueError) as error:
         raise StreamError(f"{path} cannot be read as JSON ({' '.join(str(error).split())})") from (
             error
@@ -34,7 +64,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            file.write(json.dumps(without_secrets(value), indent=2, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from streams.errors import StreamError
+from streams.jsonfiles import load_json
+from streams.secrets import masked
 
 if TYPE_CHECKING:
     from requests import Response
@@ -103,8 +105,8 @@ class Transfer:
         offset = self.part.stat().st_size
         facts: dict[str, Any] = {}
         try:
-            facts = json.loads(self.facts.read_text("utf-8"))
-            same = facts.get("url") == url
+            facts = load_json(self.facts)
+            same = facts.get("url") == masked(url)
         except (OSError, ValueError, AttributeError):
             same = False
         validator = facts.get("validator") if same else None
@@ -210,7 +212,7 @@ class Transfer:
         etag = reply.headers.get("ETag")
         # A weak ETag does not promise equal bytes (RFC 9110, 13.1.5).
         strong = etag if etag and not etag.startswith("W/") else None
-        facts = {"url": url, "validator": strong or reply.headers.get("Last-Modified")}
+        facts = {"url": masked(url), "validator": strong or reply.headers.get("Last-Modified")}
         if facts["validator"] or not self.facts.is_file():
             self.facts.write_text(json.dumps(facts) + "\n", "utf-8")
 

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -413,29 +412,6 @@ def start(server: Server, target: Path, checksum: str) -> subprocess.Popen[bytes
         stderr=subprocess.PIPE,
         cwd=Path(transfer.__file__).parents[1],
     )
-
-
-@pytest.mark.parametrize("checksum", [MD5, ""])
-def test_kill_9_and_resume(server: Server, target: Path, checksum: str) -> None:
-    server.script = ["slow:200", "slow:200", "ok"]
-    part = target.with_name("data.bin.part")
-    for _ in range(2):
-        before = part.stat().st_size if part.exists() else 0
-        process = start(server, target, checksum)
-        end = time.monotonic() + 10
-        while not (part.exists() and part.stat().st_size > before + 100_000):
-            assert time.monotonic() < end
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not target.exists()
-    fetch([server.url()], target, checksum=checksum or None, options=QUICK)
-    assert target.read_bytes() == CONTENT
-    firsts = [int(given[6:-1]) for _, given, _ in server.seen if given]
-    assert len(firsts) == 2
-    assert 0 < firsts[0] < firsts[1]
-    assert left(target) == ["data.bin"]
 
 
 def test_two_processes_fetch_one_file(server: Server, target: Path) -> None:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,42 +147,6 @@ def test_resume_from_any_step_is_exact(method: str, at: int, tmp_path: Path) -> 
     left, right = (next(p.glob("*/steps.parquet")) for p in (tmp_path / "whole", cut))
     drop = ["seconds"]
     assert pq.read_table(left).drop(drop) == pq.read_table(right).drop(drop)
-
-
-def test_kill_nine_and_resume(tmp_path: Path) -> None:
-    """The process is killed in the middle; the command with --resume gives the same result."""
-    command = [
-        *(sys.executable, "-m", "benchmarks.cli", "run", "--method", "deyo"),
-        *("--stream", "fashion-mnist-c", "--num-examples", "200", "--batch-size", "20"),
-        *("--corruptions", "fog,snow,contrast"),
-        *("--checkpoint-seconds", "0.05", "--set", "lr=0.01"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*command, "--out", cut], **quiet)
-    deadline = time.monotonic() + 120
-    while not list(cut.glob("*/checkpoint/steps-000002.parquet")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not list(cut.rglob("result.json"))
-    spec = benchmarks.resolve(
-        "deyo",
-        "fashion-mnist-c",
-        num_examples=200,
-        batch_size=20,
-        corruptions=("fog", "snow", "contrast"),
-        options={"lr": "0.01"},
-    )
-    with pytest.raises(benchmarks.UsageError, match="unfinished run"):
-        benchmarks.run(spec, cut)
-    subprocess.run([*command, "--out", cut, "--resume"], check=True, **quiet)
-    benchmarks.run(spec, whole)
-    results = [find_results([path])[0] for path in (whole, cut)]
-    assert without_timing(results[0]) == without_timing(results[1])
 
 
 def test_workers_change_no_number(tmp_path: Path) -> None:

@@ -112,20 +112,6 @@ def test_a_writer_killed_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     assert store.rows() == [*rows, made_row(1, 0)]
 
 
-def test_what_a_killed_writer_had_put_is_there(tmp_path: Path) -> None:
-    told = "for i in range(10**6):\n    store.put(made_row(3, i))\n    print(i, flush=True)\n"
-    writer = child(told, tmp_path)
-    writer.stdin.write("go\n")
-    writer.stdin.flush()
-    lines = [writer.stdout.readline() for _ in range(12)]
-    writer.kill()
-    lines += writer.stdout.readlines()
-    done = [int(line) for line in lines[1:]]
-    rows = Store(tmp_path).rows()
-    assert len(rows) in (len(done), len(done) + 1)  # the last one was put, and not yet told
-    assert rows == [made_row(3, number) for number in range(len(rows))]
-
-
 def mark(store: Store, run_id: str, status: Any, **more: Any) -> None:
     store.mark(run_id, status, method="tent", stream="s", setting="c", seed=3, **more)
 

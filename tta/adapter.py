@@ -153,7 +153,7 @@ class Adapter(Stateful):
     def forward(self, x: Tensor) -> Tensor:
         """Adapt to ``x`` and predict it; works inside ``no_grad`` and ``inference_mode``.
 
-        Rows with NaN or infinity take no part in the adaptation and get NaN logits.
+        Rows with NaN, infinity or values beyond 1e9 do not adapt anything and get NaN logits.
 
         Args:
             x: Images ``(B, C, H, W)``, floating, in ``[0, 1]``.

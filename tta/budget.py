@@ -87,7 +87,7 @@ def step(adapter: Adapter, x: Tensor) -> Tensor:
 def without_adapting(adapter: Adapter, x: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
     """A call that moves nothing but the counter of steps, with a report as of a step."""
     adapter._report = {"forwards": 0, "backwards": 0, "update_refused": 0}
-    adapter._report["skipped_non_finite"] = inputs.not_finite(x)
+    adapter._report["skipped_non_finite"] = inputs.not_usable(x)
     logits = answer(x)
     adapter.num_steps += 1
     return logits

@@ -1,4 +1,7 @@
-"""What a call is given: refuse what is no batch of images, and keep NaN and infinity out of it."""
+"""What a call is given: refuse what is no batch of images, and keep NaN and infinity out of it.
+
+Values beyond ``MOST`` count as infinite: the statistics of their batch overflow in float32.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import torch
 from torch import Tensor
 
 from tta.errors import AdapterError
+
+MOST = 1e9
 
 
 def check(x: Tensor) -> None:
@@ -26,7 +31,7 @@ def check(x: Tensor) -> None:
 def on_finite_rows(
     step: Callable[[Tensor], Tensor], infer: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, int]:
-    """Apply ``step`` to the rows without NaN and infinity; the others get NaN logits.
+    """Apply ``step`` to the usable rows; the others get NaN logits.
 
     Args:
         step: Images to logits.
@@ -36,21 +41,24 @@ def on_finite_rows(
     Returns:
         Detached logits ``(B, K)``, and the number of rows that were left out.
     """
-    if bool(x.sum().isfinite()):
+    low, high = x.aminmax()  # NaN goes through both
+    if bool((low >= -MOST) & (high <= MOST)):
         return step(x).detach(), 0
-    finite = x.isfinite().flatten(1).all(1)
-    if bool(finite.all()):  # the sum overflowed, the images are fine
-        return step(x).detach(), 0
-    if bool(finite.any()):
-        logits = step(x[finite]).detach()
+    usable = _usable(x)
+    if bool(usable.any()):
+        logits = step(x[usable]).detach()
     else:
         with torch.no_grad():
             logits = infer(torch.zeros_like(x[:1]))[:0]
     out = logits.new_full((len(x), *logits.shape[1:]), float("nan"))
-    out[finite] = logits
-    return out, int((~finite).sum())
+    out[usable] = logits
+    return out, int((~usable).sum())
 
 
-def not_finite(x: Tensor) -> int:
-    """Number of images ``(B, C, H, W)`` with NaN or infinity."""
-    return int((~x.flatten(1).isfinite().all(1)).sum())
+def not_usable(x: Tensor) -> int:
+    """Number of images ``(B, C, H, W)`` with NaN, or a value beyond ``MOST``."""
+    return int((~_usable(x)).sum())
+
+
+def _usable(x: Tensor) -> Tensor:
+    return (x.abs() <= MOST).flatten(1).all(1)

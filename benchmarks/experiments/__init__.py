@@ -6,7 +6,6 @@ every seed through the ordinary runner, so each run has its folder, rows and spe
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,12 +20,8 @@ from benchmarks.learning_runner import run as run_spec
 from benchmarks.learning_setup import prepare
 from benchmarks.learning_spec import LearningSpec, resolve_learning
 from benchmarks.spec import one_line
+from benchmarks.toml import TomlError, parse_toml
 from tta.config import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Value = float | int | str
 
@@ -121,8 +116,8 @@ def parse(name: str, text: str) -> Experiment:
         UsageError: If it is not valid TOML, or a field, metric or baseline is wrong.
     """
     try:
-        made = Experiment(**tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        made = Experiment(**parse_toml(text))
+    except (TomlError, ValidationError) as error:
         words = one_line(error) if isinstance(error, ValidationError) else str(error)
         raise UsageError(f"{name}: {words}") from error
     for metric in made.metrics:

@@ -5,7 +5,6 @@ A file never changes once released; another choice is another version.
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -13,11 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from benchmarks.toml import TomlError, parse_toml
 
 
 class Protocol(BaseModel):
@@ -67,14 +62,14 @@ def protocol_for(stream: str, setting: str) -> Protocol | None:
 def presets() -> dict[str, dict[str, dict[str, Any]]]:
     """Options by method and stream, as the papers or their code set them."""
     text = files("benchmarks").joinpath("presets.toml").read_text("utf-8")
-    made: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(text)
+    made: dict[str, dict[str, dict[str, Any]]] = parse_toml(text)
     return made
 
 
 def _parse(file: str, text: str) -> Protocol:
     try:
-        protocol = Protocol(**tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        protocol = Protocol(**parse_toml(text))
+    except (TomlError, ValidationError) as error:
         raise UsageError(f"protocol {file} is damaged: {str(error).splitlines()[0]}") from error
     if f"{protocol.id}.toml" != file:
         raise UsageError(f"protocol {file} calls itself {protocol.id}: rename the file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from benchmarks.leaderboard_columns import GROUP
 from benchmarks.report.steps import Steps, read_steps
 from benchmarks.results import Found, find_all, find_stores
 from benchmarks.store import Record, Store
+from streams.jsonfiles import load_json, parse_json
 
 Row = dict[str, Any]
 _LEARNING = "class_incremental_final_accuracy_pct"
@@ -154,7 +154,7 @@ def _run(row: Row, folder: Path | None) -> Run:
     spec = steps = None
     if folder is not None:
         try:
-            spec = json.loads((folder / "spec.json").read_text("utf-8"))
+            spec = load_json(folder / "spec.json")
         except (OSError, ValueError):
             spec = None  # the row alone still says most of it
         steps = read_steps(folder / "steps.parquet")
@@ -208,7 +208,7 @@ def _entry_labels(lines: Sequence[Row]) -> list[str]:
 
 
 def _options(line: Row) -> dict[str, Any]:
-    config = json.loads(line["config"])
+    config = parse_json(line["config"])
     flat = {}
     for key, value in config.items():
         # A learner's options stand by part.

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.errors import UsageError
+from benchmarks.results import STEP_SCHEMA
+from streams.readers.parquet_bounds import check_bounds
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -71,10 +73,13 @@ def read_steps(file: Path) -> Steps | None:
     if not file.is_file():
         return None
     try:
-        table = pq.read_table(file)
+        check_bounds(file)
+        table = pq.read_table(file, schema=STEP_SCHEMA)
         said = _events(table)
         table = table.select([*_COLUMNS, "selected_fraction", *_BINS])
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        if table["domain"].null_count:
+            raise pa.ArrowInvalid("a row without a domain")
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read; run it again with --overwrite") from error
     if not len(table):
         return None
@@ -100,9 +105,7 @@ def read_steps(file: Path) -> Steps | None:
 
 
 def _events(table: pa.Table) -> tuple[tuple[int, str, str], ...]:
-    """What a guard did; nothing in files from before there was one."""
-    if "guard_event" not in table.column_names:
-        return ()
+    """What a guard did."""
     rows = table.select(["step", "domain", "guard_event"]).to_pylist()
     return tuple(
         (row["step"], row["domain"], row["guard_event"]) for row in rows if row["guard_event"]

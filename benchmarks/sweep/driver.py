@@ -22,6 +22,7 @@ from benchmarks.files import atomic_write
 from benchmarks.store import Record, Store
 from benchmarks.sweep.cells import Cell
 from benchmarks.sweep.work import LEFT_OUT, Outcome, Task
+from streams.jsonfiles import parse_json
 
 INDEX = "sweep.jsonl"
 FAILURES = "sweep-failures"
@@ -269,7 +270,7 @@ def _read_index(out: Path) -> dict[str, str]:
     found = {}
     for line in lines:
         with suppress(ValueError, TypeError, KeyError):
-            entry = json.loads(line)
+            entry = parse_json(line)
             found[entry["cell"]] = entry["run_id"]
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -12,12 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from benchmarks.errors import UsageError
 from benchmarks.spec import one_line
+from benchmarks.toml import TomlError, parse_toml
 from tta.config import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Value = bool | int | float | str
 # Options of methods; a list is written as on the command line, with commas.
@@ -175,8 +170,8 @@ def parse(name: str, text: str) -> Sweep:
         UsageError: If it is not valid TOML, or a field is wrong, with the nearest valid name.
     """
     try:
-        return Sweep(**tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return Sweep(**parse_toml(text))
+    except TomlError as error:
         raise UsageError(f"{name}: {error}") from error
     except ValidationError as error:
         raise UsageError(f"{name}: {_words(error)}") from error

@@ -6,7 +6,6 @@ The jobs do not need the driver: where it is gone they go on, and the next one t
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from benchmarks.errors import UsageError
 from benchmarks.files import write_json
 from benchmarks.sweep.plan import Resources
 from benchmarks.sweep.work import Outcome, Task, be_worker, run_beside_store
+from streams.jsonfiles import load_json
 
 FOLDER = "slurm"
 _JOBS = "jobs.json"
@@ -175,7 +175,7 @@ def _outcomes(job: Any, tasks: Sequence[Task]) -> list[Outcome]:
 
 def _read_jobs(folder: Path) -> dict[str, list[str]]:
     try:
-        found: dict[str, list[str]] = json.loads((folder / _JOBS).read_text("utf-8"))
+        found: dict[str, list[str]] = load_json(folder / _JOBS)
     except (FileNotFoundError, ValueError):
         return {}
     return found

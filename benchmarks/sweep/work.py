@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmarks.errors import UsageError
 from benchmarks.store import Store
 from streams.errors import StreamError
+from streams.secrets import masked
 from tta.errors import AdapterError, BackboneError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _run(task: Task, out: Path, tell: Tell | None) -> dict[str, Any]:
 
 
 def _failed(task: Task, reason: str) -> Outcome:
-    return Outcome(task.key, "failed", reason=reason, trace=traceback.format_exc())
+    return Outcome(task.key, "failed", reason=reason, trace=masked(traceback.format_exc()))
 
 
 def _line(error: BaseException) -> str:

@@ -144,7 +144,8 @@ def _sources() -> tuple[Array, ...]:
         return tuple(_procedural(index) for index in range(_COUNT))
     from PIL import Image
 
-    return tuple(np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1) for path in paths)
+    opened = (Image.open(path, formats=("JPEG", "PNG")) for path in paths)
+    return tuple(np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in opened)
 
 
 def _resized(texture: Array, scale: float, height: int, width: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ from streams.errors import StreamError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Pillow knows many more, some of which start other programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
+# A photograph of 100 megapixels takes 300 MB; Pillow alone would go on to 179.
+_MAX_PIXELS = 100_000_000
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp"})
 _CACHE_BYTES = 256 << 20
 
@@ -62,20 +67,21 @@ def read_image(source: Path | bytes, prepare: Prepare | None, where: str) -> NDA
     from PIL import Image as Pillow
 
     try:
-        with Pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)  # refused below
+            opened = Pillow.open(file, formats=FORMATS)
+        with opened as image:
+            _check_size(image, prepare, where)
             colours = image.convert("RGB")
             made = np.asarray(colours if prepare is None else _prepared(colours, prepare))
     except FileNotFoundError:
         raise StreamError(f"{where} is missing; unpack the archive again") from None
-    # Pillow raises the last three for damaged headers.
-    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
+    except StreamError:
+        raise
+    except Exception as error:  # damaged headers raise nearly anything
         reason = " ".join(str(error).split())[:120]
         raise StreamError(f"{where} does not decode ({reason}); unpack it again") from error
-    if prepare is not None and made.shape != (prepare.height, prepare.width, 3):
-        raise StreamError(
-            f"{where} is {made.shape[:2]}, expected {prepare.height}x{prepare.width}; "
-            "it is not one of this data set"
-        )
     return made
 
 
@@ -88,10 +94,23 @@ def image_size(path: Path) -> tuple[int, int]:
     from PIL import Image as Pillow
 
     try:
-        with Pillow.open(path) as image:
+        with Pillow.open(path, formats=FORMATS) as image:
             return image.height, image.width
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # damaged headers raise nearly anything
         raise StreamError(f"{path} does not decode; unpack it again") from error
+
+
+def _check_size(image: Image, prepare: Prepare | None, where: str) -> None:
+    """Refuse what the header announces before it is decoded."""
+    size = image.height, image.width
+    if prepare is not None and prepare.resize is None and size != (prepare.height, prepare.width):
+        raise StreamError(
+            f"{where} is {size}, expected {prepare.height}x{prepare.width}; "
+            "it is not one of this data set"
+        )
+    longest = max(size) / max(1, min(size)) * (prepare.resize or 0) ** 2 if prepare else 0
+    if min(size) < 1 or max(size[0] * size[1], longest) > _MAX_PIXELS:
+        raise StreamError(f"{where} is {size}: more than {_MAX_PIXELS:,} pixels; it is damaged")
 
 
 def _prepared(image: Image, prepare: Prepare) -> Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.errors import StreamError
+from streams.readers.images import Prepare, read_image
+from streams.readers.parquet_bounds import check_bounds
 from streams.types import Ints
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_ROWS_AT_ONCE = 64
 
 
 def read_images(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Ints, str]:
@@ -36,19 +38,24 @@ def read_images(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], I
 
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        check_bounds(path)
         names = pq.read_schema(path).names
         image = find_column(path, names, _IMAGE_COLUMNS)
         label = find_column(path, names, _LABEL_COLUMNS)
-        table = pq.read_table(path, columns=[image, label])
-    except (pa.ArrowException, OSError) as error:
+        labels = pq.read_table(path, columns=[label]).column(label)
+        pixels = np.empty((len(labels), *size, 3), dtype=np.uint8)
+        row = 0
+        # A dictionary may let one large value stand for every row: never all at once.
+        with pq.ParquetFile(path) as opened:
+            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[image]):
+                for cell in batch.column(0).to_pylist():
+                    pixels[row] = _decode(cell, size, f"{path} row {row}")
+                    row += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise StreamError(
             f"{path} cannot be read as parquet (truncated, or another format); fetch it again"
         ) from error
-    cells = table.column(image).to_pylist()
-    pixels = np.empty((len(cells), *size, 3), dtype=np.uint8)
-    for row, cell in enumerate(cells):
-        pixels[row] = _decode(cell, size, f"{path} row {row}")
-    return pixels, read_labels(table.column(label), f"{path} column {label}"), digest
+    return pixels, read_labels(labels, f"{path} column {label}"), digest
 
 
 def read_labels(column: Any, where: str) -> Ints:
@@ -80,15 +87,7 @@ def find_column(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
 
 
 def _decode(cell: object, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
-
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(data, bytes):
         raise StreamError(f"{where}: the image column holds no encoded bytes")
-    try:
-        decoded = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise StreamError(f"{where}: the image does not decode ({error})") from error
-    if decoded.shape[:2] != size:
-        raise StreamError(f"{where}: the image is {decoded.shape[:2]}, expected {size}")
-    return decoded
+    return read_image(data, Prepare(resize=None, height=size[0], width=size[1]), where)

@@ -12,6 +12,7 @@ import numpy as np
 
 from streams.errors import StreamError
 from streams.readers.parquet import find_column, read_labels
+from streams.readers.parquet_bounds import check_bounds
 from streams.types import Ints
 
 _GROUPS_HELD = 2
@@ -76,7 +77,7 @@ class Shards:
                         self.paths[file], opened.schema_arrow.names, ("image", "img")
                     )
                     cells = opened.read_row_group(group, columns=[image]).column(0).to_pylist()
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise StreamError(
                     f"{self.paths[file]} cannot be read as parquet; fetch it again"
                 ) from error
@@ -99,6 +100,7 @@ def open_shards(paths: tuple[Path, ...]) -> Shards:
     labels: list[Ints] = []
     for number, path in enumerate(paths):
         try:
+            check_bounds(path)
             with pq.ParquetFile(path) as opened:
                 columns = opened.schema_arrow.names
                 label = find_column(path, columns, ("label", "labels"))
@@ -109,12 +111,12 @@ def open_shards(paths: tuple[Path, ...]) -> Shards:
                     opened.metadata.row_group(group).num_rows
                     for group in range(opened.num_row_groups)
                 ]
-        except (pa.ArrowException, OSError) as error:
+                cells = table.column(image).to_pylist() if nested else [None] * len(table)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise StreamError(f"{path} cannot be read as parquet; fetch it again") from error
         starts += (starts[-1] + np.cumsum(rows)).tolist()
         groups += [(number, group) for group in range(len(rows))]
         labels.append(read_labels(table.column(label), f"{path} column {label}"))
-        cells = table.column(image).to_pylist() if nested else [None] * len(table)
         names += [(cell or {}).get("path") or "" for cell in cells]
     return Shards(
         paths=tuple(paths),

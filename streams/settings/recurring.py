@@ -32,7 +32,7 @@ def plan(request: Request) -> order.Plan:
         StreamError: For an option out of range.
     """
     base = str(request.choice("base", ("continual", "practical")))
-    rounds = int(request.number("visits", 1))
+    rounds = int(request.number("visits", 1, 10_000))
     redraw = request.choice("redraw", (0, 1))
     passed = {key: request.options[key] for key in PRACTICAL}
     asked = replace(request, options=passed)

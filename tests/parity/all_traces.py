@@ -8,12 +8,9 @@ About ten seconds a trace on one core.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,14 +22,14 @@ from rich.progress import track
 
 def row(trace: Path, data: Path, weights: Path, tolerance: float) -> dict[str, Any]:
     """Name, adapter, reference, what selects its behaviour, largest difference and verdict."""
-    meta = json.loads(str(np.load(trace, allow_pickle=False)["meta"]))
+    meta = run_trace.read_meta(trace)
     repository, _, commit = meta["repository"].partition("@")
     made = {"trace": trace.stem, "reference": f"{repository} @ {commit[:7]}", "holds": False}
     try:
         method, options = mapping.adapter_of(meta)
         floor = run_trace.noise_floor(trace)
         worst = run_trace.replay(trace, data, weights)
-    except (ValueError, OSError, KeyError) as error:
+    except run_trace.UNREADABLE as error:
         return {**made, "verdict": f"not replayed: {error}"}
     holds = worst <= (tolerance if floor is None else floor)
     chosen = {k: v for k, v in options.items() if v != _default(method, k) and k not in _TUNING}

@@ -84,7 +84,7 @@ class Pixels(NamedTuple):
 
 def load_images(path: Path) -> Tensor:
     """Images uint8 ``(N, 3, H, W)`` from an array ``(N, H, W, 3)``."""
-    return torch.from_numpy(np.load(path).transpose(0, 3, 1, 2).copy())
+    return torch.from_numpy(np.load(path, allow_pickle=False).transpose(0, 3, 1, 2).copy())
 
 
 def statistics(data: Path, names: Iterable[str]) -> Iterator[Statistics]:
@@ -139,7 +139,7 @@ class Judge:
                     setattr(module, conv, fused)
                     setattr(module, norm, nn.Identity())
         self._model.to(memory_format=torch.channels_last)
-        self._labels = torch.from_numpy(np.load(labels)).long()
+        self._labels = torch.from_numpy(np.load(labels, allow_pickle=False)).long()
         self._mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         self._std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 

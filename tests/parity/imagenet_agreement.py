@@ -111,7 +111,7 @@ def _crop(path: Path) -> NDArray[np.uint8]:
 
 def pixels(reference: Reference) -> Iterator[Pixels]:
     """The corruptions without a random draw at severities 1, 3 and 5."""
-    with np.load(reference.folder / "deterministic.npz") as arrays:
+    with np.load(reference.folder / "deterministic.npz", allow_pickle=False) as arrays:
         clean = torch.from_numpy(arrays["clean"].transpose(0, 3, 1, 2).copy())
         for key in arrays.files:
             if key == "clean":

@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -30,6 +33,24 @@ from tta.backbones import Normalized, read_checkpoint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+# What a file that is no trace raises, wherever it is not one.
+UNREADABLE = (ValueError, OSError, LookupError, TypeError, AttributeError, EOFError, BadZipFile)
+UNREADABLE += (NotImplementedError, RuntimeError, MemoryError, zlib.error, struct.error)
+
+
+def read_meta(trace: Path) -> dict[str, Any]:
+    """What a trace says of itself.
+
+    Raises:
+        ValueError: If it is no trace, or names data or weights outside their folders.
+    """
+    meta = json.loads(str(np.load(trace, allow_pickle=False)["meta"]))
+    names = [part["key"] for part in meta["stream"]] + [meta.get("weights", "w")]
+    if strange := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"the trace names {strange[0]!r}, which is no file of its own")
+    return meta
 
 
 def build_model(meta: dict[str, Any], weights: Path) -> torch.nn.Module:
@@ -53,7 +74,7 @@ def batches(meta: dict[str, Any], data: Path) -> Iterator[Tensor]:
     for part in meta["stream"]:
         stem, _, severity = part["key"].rpartition("_")
         stem = stem if severity.isdigit() else part["key"]
-        images = np.load(data / "cifar10c" / f"{stem}.npy", mmap_mode="r")
+        images = np.load(data / "cifar10c" / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
         for first in range(part["first"], part["stop"], meta["batch_size"]):
             stop = min(first + meta["batch_size"], part["stop"])
             x = torch.from_numpy(np.array(images[first:stop])).permute(0, 3, 1, 2)
@@ -70,8 +91,8 @@ def source_batches(meta: dict[str, Any], data: Path) -> Iterator[tuple[Tensor, T
     if named is None:
         raise ValueError("the method needs source images and the trace names none")
     first, stop = int(named[1]), int(named[2]) + 1
-    images = np.load(data / "cifar10c" / "clean.npy", mmap_mode="r")[first:stop]
-    labels = np.load(data / "cifar10c" / "labels.npy")[first:stop]
+    images = np.load(data / "cifar10c" / "clean.npy", mmap_mode="r", allow_pickle=False)[first:stop]
+    labels = np.load(data / "cifar10c" / "labels.npy", allow_pickle=False)[first:stop]
     size = meta["hyperparameters"].get("fisher_batch", meta["batch_size"])
     for start in range(0, len(images), size):
         x = torch.from_numpy(np.array(images[start : start + size])).permute(0, 3, 1, 2)
@@ -111,7 +132,7 @@ def replay(trace: Path, data: Path, weights: Path) -> float:
         ValueError: If the trace asks for something that cannot be replayed.
     """
     arrays = np.load(trace, allow_pickle=False)
-    meta = json.loads(str(arrays["meta"]))
+    meta = read_meta(trace)
     method, options = mapping.adapter_of(meta)
     sibling = weights.parent / meta.get("weights", weights.name)
     weights = sibling if sibling.exists() else weights
@@ -177,7 +198,7 @@ def main() -> int:
     try:
         floor = noise_floor(arguments.trace)
         worst = replay(arguments.trace, arguments.data, arguments.weights)
-    except (ValueError, OSError, KeyError) as error:
+    except UNREADABLE as error:
         print(f"cannot replay {arguments.trace.name}: {type(error).__name__}: {error}")
         return 2
     if floor is not None:

@@ -53,6 +53,6 @@ def _images(file: Path) -> Tensor:
     encoded = parquet.read_table(file, columns=["img"])["img"]
     pixels = [
         np.array(Image.open(io.BytesIO(encoded[int(row)]["bytes"].as_py())).convert("RGB"))
-        for row in np.load(ROWS)
+        for row in np.load(ROWS, allow_pickle=False)
     ]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).double() / 255

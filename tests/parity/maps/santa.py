@@ -48,7 +48,7 @@ def prototypes(adapter: tta.Adapter, meta: dict[str, Any], stored: Tensor) -> Te
     from pyarrow import parquet
 
     labels = parquet.read_table(found[0], columns=["label"])["label"].to_numpy()
-    y = torch.from_numpy(labels[np.load(adanpc.ROWS)])
+    y = torch.from_numpy(labels[np.load(adanpc.ROWS, allow_pickle=False)])
     batches = zip(adanpc._images(found[0]).split(50), y.split(50), strict=True)
     means = source.class_means(adapter._tap, adapter.model, batches)
     if (means - stored).abs().max() > 1e-5:
