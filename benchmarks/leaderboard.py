@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.errors import UsageError
 from benchmarks.leaderboard_columns import (
     DOMAIN_PREFIX,
     FACTS,
@@ -39,13 +40,20 @@ def leaderboard(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         results: Rows of ``result.json``. Runs that differ in their seed alone become one row.
 
     Returns:
-        One row per (group, method, config, norm, window, guard, budget, source data,
+        One row per (group, method, config, norm, window, guard, budget, precision, source data,
         normalisation, tuning), with the keys of ``leaderboard_columns.COLUMNS``: rank and error
         over the seeds, its comparison with the best, means of the other metrics, one
         ``error_pct_<domain>`` per domain, then what explains the numbers.
+
+    Raises:
+        UsageError: For a row without its error, config or provenance.
     """
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
     for result in results:
+        if lacks := [
+            key for key in ("provenance", "config", "error_pct") if result.get(key) is None
+        ]:
+            raise UsageError(f"run {str(result.get('run_id'))[:8]} has no {lacks[0]}; run it again")
         group = tuple(_shared(result).values())
         variant = tuple(result.get(key) for key in VARIANT)
         entry = (result["method"], _without_seed(result["config"]), variant)
