@@ -16,6 +16,7 @@ from benchmarks.cli import app
 BENCH = [sys.executable, "-m", "benchmarks.cli"]
 
 
+@pytest.mark.slow
 def test_a_new_package_is_one_of_the_methods(tmp_path: Path) -> None:
     written = CliRunner().invoke(app, ["new", "adapter", "soft-labels", "--out", str(tmp_path)])
     assert written.exit_code == 0, written.output

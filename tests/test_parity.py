@@ -18,7 +18,9 @@ TRACES = sorted(Path(os.environ.get("TTA_SHARED", "."), "traces").glob("*.npz"))
 # The longest, and repetitions of what another trace of the method shows; `make slow` replays them.
 SLOW = {
     *("cotta_hflip", "cotta_official", "petal_fim_hflip", "petal_official", "rmt", "santa"),
-    *("sar_reset", "sar_official_reset_resume"),
+    *("sar_reset", "sar_official", "sar_official_reset", "sar_official_reset_resume"),
+    *("roid_noprior", "come_eata_k10", "come_tent_k10", "eata_official", "eata_official_a2000"),
+    *("deyo_official_occ", "deyo_official_patch", "eta_official", "note_iabn_batch", "t3a_K5"),
 }
 
 
@@ -48,6 +50,7 @@ def test_trace(trace: Path, shared: Path, run_trace) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_command_line(shared: Path, tmp_path: Path) -> None:
     """The script prints the figure; a wrong trace fails, one of another network runs."""
     trace = shared / "traces" / "source.npz"
