@@ -27,7 +27,7 @@ _BATCH, _SIDE, _CLASSES = 8, 16, 10
 _EARLY, _TURNS = 100, 200
 # Banks that fill within the first steps: while one fills, a step grows by its search, up to the
 # capacity, which a tiny network shows larger than any real one.
-_BANKS = {
+_BANKS: dict[str, dict[str, Any]] = {
     "adanpc": {"capacity": 512},
     "adanpc-bn": {"capacity": 512},
     "adacontrast": {"queue_size": 512, "bank_size": 512},
