@@ -58,7 +58,7 @@ def profile(
     with user_errors():
         import tta
         from benchmarks.profile import STREAM, Request
-        from benchmarks.profile_table import apart, profile_table, write_csv
+        from benchmarks.profile_table import apart, profile_table
         from benchmarks.protocols import presets
         from benchmarks.spec import parse_options
 
@@ -90,9 +90,7 @@ def profile(
             )
             for name in methods
         ]
-        rows = apart(requests, skip=by_pattern)
-        if out is not None:
-            write_csv(rows, out)
+        rows = apart(requests, skip=by_pattern, out=out)
         if as_json:
             typer.echo(json.dumps(rows, indent=2))
             return

@@ -41,15 +41,16 @@ _SHOWN = {
 _MEANS = ("ratio", "speedup")
 
 
-def apart(requests: Sequence[Request], skip: set[str]) -> list[Row]:
+def apart(requests: Sequence[Request], skip: set[str], out: Path | None = None) -> list[Row]:
     """Measure each request in a fresh process: memory is its own, caches are cold for all.
 
     Args:
         requests: One a method.
         skip: Methods that are left out, with their reason, where they do not fit the backbone.
+        out: CSV file, written again after each method.
 
     Raises:
-        UsageError: If no method could be measured.
+        UsageError: If no method could be measured, or the file cannot be written.
     """
     from pebble import ProcessPool
     from tqdm import tqdm
@@ -62,6 +63,8 @@ def apart(requests: Sequence[Request], skip: set[str]) -> list[Row]:
             bar.set_description(request.method)
             try:
                 rows.append(pool.schedule(measure, args=[request]).result())
+                if out is not None:
+                    write_csv(rows, out)
             except AdapterError as error:
                 if request.method not in skip:
                     pool.stop()
