@@ -475,3 +475,19 @@ def test_memo_keeps_moments_between_images_where_asked():
     for adapter, steps in ((kept, 4), (fresh, 1)):
         adapter(batch(4))
         assert {int(state["step"]) for state in adapter.optimizer.state.values()} == {steps}
+
+
+def test_small_views_share_a_forward_and_large_ones_do_not():
+    seen = []
+
+    def forward(x):
+        seen.append(len(x))
+        return x.mean((2, 3))
+
+    means = []
+    for side in (32, 64):
+        shown = [torch.full((2, 3, side, side), float(number)) for number in range(4)]
+        means.append(views.mean_logits(forward, [], shown.__getitem__, 4, images_per_forward=8))
+    assert seen == [8, 2, 2, 2, 2]
+    assert torch.equal(means[0], torch.full((2, 3), 1.5))
+    assert torch.equal(*means)

@@ -37,7 +37,9 @@ class TeacherConfig(GradientConfig):
     parameters: Literal["named", "all"] = param(
         "named", "named: parameters called weight or bias, as the official code collects; or all"
     )
-    images_per_forward: int = param(256, "most augmented images in one forward", ge=1)
+    images_per_forward: int = param(
+        256, "most augmented 32x32 images in one forward; fewer of larger ones", ge=1
+    )
 
 
 class Target(NamedTuple):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tta import norms
 
+_SMALL = 32 * 32
+
 
 def mean_logits(
     forward: Callable[[Tensor], Tensor],
@@ -27,7 +29,9 @@ def mean_logits(
             ``batch_layers``). Each view keeps statistics of its own.
         view: Number of a view to its images ``(B, C, H, W)``; called once each, in order.
         views: How many there are, at least 1.
-        images_per_forward: Most images in one forward; a view is never divided.
+        images_per_forward: Most images of 32x32 in one forward, fewer of larger ones: what is saved
+            by putting small views together is lost on feature maps that leave the caches. A view is
+            never divided.
 
     Returns:
         ``(B, K, ...)``.
@@ -37,7 +41,9 @@ def mean_logits(
     with torch.no_grad():
         while done < views:
             first = view(done)
-            together = min(max(1, images_per_forward // len(first)), views - done)
+            size = max(first[0, 0].numel(), _SMALL)
+            most = images_per_forward * _SMALL // size
+            together = min(max(1, most // len(first)), views - done)
             if together == 1:
                 part = forward(first)
             else:
