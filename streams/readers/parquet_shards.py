@@ -77,7 +77,7 @@ class Shards:
                         self.paths[file], opened.schema_arrow.names, ("image", "img")
                     )
                     cells = opened.read_row_group(group, columns=[image]).column(0).to_pylist()
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
                 raise StreamError(
                     f"{self.paths[file]} cannot be read as parquet; fetch it again"
                 ) from error
@@ -112,7 +112,7 @@ def open_shards(paths: tuple[Path, ...]) -> Shards:
                     for group in range(opened.num_row_groups)
                 ]
                 cells = table.column(image).to_pylist() if nested else [None] * len(table)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError, LookupError) as error:
             raise StreamError(f"{path} cannot be read as parquet; fetch it again") from error
         starts += (starts[-1] + np.cumsum(rows)).tolist()
         groups += [(number, group) for group in range(len(rows))]
