@@ -151,8 +151,8 @@ def guided(session: Session, seed: int, seconds: float) -> None:
             sys.stdout.flush()
             os._exit(bool(session.findings))  # libFuzzer has no other way to end from here
 
-    given = [sys.argv[0], str(corpus), f"-seed={seed + 1}", "-rss_limit_mb=0", "-verbosity=0"]
-    atheris.Setup(given, one)
+    given = [str(corpus), f"-artifact_prefix={corpus}/", f"-seed={seed + 1}"]
+    atheris.Setup([sys.argv[0], *given, "-rss_limit_mb=0", "-verbosity=0"], one)
     atheris.Fuzz()
 
 
