@@ -18,7 +18,7 @@ from tta import execution
 Choice = Literal["auto", "own", "contiguous", "channels-last"]
 # Enough images that no core is idle, few enough that the probe takes about a second.
 _PIXELS = 2**18
-_KNOWN = ("contiguous", "channels-last")
+_KNOWN: tuple[execution.Layout, ...] = ("contiguous", "channels-last")
 
 
 def resolved(choice: Choice, model: nn.Module, x: Tensor, backbone: str) -> execution.Layout:
@@ -42,8 +42,9 @@ def resolved(choice: Choice, model: nn.Module, x: Tensor, backbone: str) -> exec
     file = _file(f"{backbone}/{tuple(x.shape[1:])}/{images}/{x.dtype}/{x.device}")
     try:
         known = json.loads(file.read_text("utf-8"))["layout"]
-        if known in _KNOWN:
-            return known  # type: ignore[no-any-return]
+        for layout in _KNOWN:
+            if known == layout:
+                return layout
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or damaged: it is measured again
     found = execution.faster_layout(model, x[:images])
@@ -56,6 +57,7 @@ def resolved(choice: Choice, model: nn.Module, x: Tensor, backbone: str) -> exec
 
 
 def _file(what: str) -> Path:
-    machine = (platform.machine(), platform.processor(), torch.get_num_threads())
+    # Home folders, and the caches in them, are shared between machines that are not alike.
+    machine = (platform.node(), platform.machine(), torch.get_num_threads())
     key = f"{what}/{machine}/{torch.__version__}"
     return cache_dir() / "layout" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

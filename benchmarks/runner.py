@@ -85,17 +85,16 @@ def prepare(spec: RunSpec) -> Prepared:
     )
     backbone = _matched(backbone, stream)
     backbone.model.to(device=spec.device, dtype=stream.dtype).eval().requires_grad_(False)
-    sample = stream.batch(0).x[:1].to(spec.device)
+    x = stream.batch(0).x.to(spec.device)
     try:
         with torch.no_grad():
-            backbone.model(sample)
+            backbone.model(x[:1])
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(
-            f"backbone {backbone.name} does not take images {tuple(sample.shape[1:])}: "
+            f"backbone {backbone.name} does not take images {tuple(x.shape[1:])}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    layout = resolved(spec.layout, backbone.model, stream.batch(0).x.to(spec.device), spec.backbone)
-    execution.lay_out(backbone.model, layout)
+    execution.lay_out(backbone.model, resolved(spec.layout, backbone.model, x, spec.backbone))
     execution.set_precision(backbone.model, spec.amp)
     config = tta.adapter_config(spec.method).create(
         {k: tuple(v) if isinstance(v, list) else v for k, v in spec.config.items()}

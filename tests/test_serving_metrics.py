@@ -35,7 +35,7 @@ def use(server: Server) -> None:
 
 
 def test_prometheus(server):
-    client = pytest.importorskip("prometheus_client")
+    client = pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
     registry = client.CollectorRegistry()
     export_prometheus(server, registry)
     assert registry.get_sample_value("tta_steps_total") == 0
@@ -55,7 +55,7 @@ def test_prometheus(server):
 
 
 def test_opentelemetry(server):
-    pytest.importorskip("opentelemetry.sdk.metrics")
+    pytest.importorskip("opentelemetry.sdk.metrics", reason="needs opentelemetry-sdk")
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 

@@ -97,4 +97,4 @@ def limit(adapter: Adapter, config: BudgetConfig) -> None:
     """Give a fresh adapter a budget."""
     adapter._budget = config
     adapter.add_state("budget_state", empty())
-    adapter._initial = adapter._snapshot()
+    adapter._keep_initial()

@@ -231,7 +231,8 @@ def undo(adapter: Adapter, source: nn.Module) -> None:
     state = fresh._snapshot()
     state["states"] = {**adapter._initial["states"], **state["states"]}
     adapter._restore(state)
-    adapter._initial, adapter._fitted = adapter._snapshot(), {}
+    adapter._keep_initial()
+    adapter._fitted = {}
 
 
 def _declared(adapter: Adapter) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def attach(adapter: Adapter, config: GuardConfig, source: nn.Module) -> None:
         raise AdapterError("a guard has nothing to do where episodic=True resets every step")
     adapter._guard = Guard(config, source)
     adapter.add_state("guard_state", empty())
-    adapter._initial = adapter._snapshot()
+    adapter._keep_initial()
 
 
 def source_copy(model: nn.Module) -> nn.Module:

@@ -175,7 +175,7 @@ class PETAL(Adapter):
         self.reset()
         self._take(mean, {name: variance[name].clamp_min(0) for name in self._params})
         self.source_fitted = True
-        self._initial = self._snapshot()
+        self._keep_initial()
 
     def _take(self, mean: Mapping[str, Tensor], variance: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
