@@ -216,7 +216,7 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
         else:  # one line, as for all other wrong input
-            said = " ".join(error.format_message().split())
+            said = " ".join(error.format_message().split()).replace("Value error, ", "")
             typer.echo(f"tta-bench: error: {masked(said)}", err=True)
         status = error.exit_code
     except typer.Abort:

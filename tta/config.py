@@ -69,7 +69,7 @@ class Config:
             if name not in known:
                 raise AdapterError(
                     f"unknown option {name!r}{did_you_mean(name, known)}; "
-                    f"this method takes: {', '.join(known)}"
+                    f"known options: {', '.join(known)}"
                 )
         return cls(**values)
 
