@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from benchmarks.errors import UsageError
-from streams.errors import StreamError
+from streams.errors import WORKER_DIED, StreamError
 from streams.secrets import masked
 from tta.errors import AdapterError
 
@@ -31,11 +31,7 @@ def user_errors(
         # Torch tells of it from a signal handler: it may come up anywhere in the loop.
         if not str(error).startswith("DataLoader worker"):
             raise
-        typer.echo(
-            "tta-bench: error: a process that made batches died (killed, or out of memory); go on "
-            "with --resume, with fewer --workers",
-            err=True,
-        )
+        typer.echo(f"tta-bench: error: {WORKER_DIED}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(f"tta-bench: interrupted; {interrupted}", err=True)

@@ -18,7 +18,13 @@ from benchmarks.learning_method import AVALANCHE, LEARNER
 from benchmarks.learning_results import plain, row_domains, summarise, write_evals
 from benchmarks.learning_setup import Prepared, prepare
 from benchmarks.learning_spec import LearningSpec
-from benchmarks.machine import device_name, package_version, peak_memory, versions
+from benchmarks.machine import (
+    device_name,
+    package_version,
+    peak_memory,
+    threads_kept,
+    versions,
+)
 from benchmarks.results import SCHEMA_VERSION, RunFolder
 from benchmarks.tracking import Tracker, tracked
 from continual.evaluate import Evaluation
@@ -84,7 +90,7 @@ def run_prepared(
     said = prepared.spec.model_dump(mode="json") | {"run_id": prepared.run_id}
     if (row := folder.open(said, resume=resume, overwrite=overwrite)) is not None:
         return row
-    with tracked(tracker, folder, said):
+    with tracked(tracker, folder, said), threads_kept():
         recorder = Recorder(prepared, folder, checkpoint_seconds, progress)
         recorder.restore()
         prepared.life.run(recorder)

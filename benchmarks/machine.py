@@ -6,6 +6,8 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -35,6 +37,16 @@ def versions() -> dict[str, str]:
     """``version_*`` columns of a result."""
     made = {f"version_{name}": package_version(package) for name, package in _PACKAGES.items()}
     return {**made, "version_python": platform.python_version()}
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Give torch its number of threads back: a run that goes on sets the one that it began with."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def now(device: str) -> float:

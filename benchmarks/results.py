@@ -35,6 +35,7 @@ TIMING_FIELDS = ("seconds", "images_per_second", "seconds_per_1k", "peak_mem_mib
 # What every row has.
 IDENTITY = ("run_id", "method", "stream", "setting", "seed")
 _PART = "steps-{:06d}.parquet"
+_MAX_THREADS = 4096  # of a checkpoint that is believed
 
 _BINS = pa.list_(pa.int32())
 STEP_SCHEMA = pa.schema(
@@ -159,10 +160,13 @@ class RunFolder:
                 self._parts.append(name)
                 self._pending = []
             with atomic_write(self._checkpoint / "state.pt") as temporary:
-                torch.save({**state, "parts": list(self._parts)}, temporary)
+                kept = {"parts": list(self._parts), "threads": torch.get_num_threads()}
+                torch.save({**state, **kept}, temporary)
 
     def load(self, device: str) -> dict[str, Any] | None:
         """State of the last checkpoint; ``None`` where there is none.
+
+        Torch gets the number of threads that the run had: sums are rounded as they are shared out.
 
         Raises:
             UsageError: If the checkpoint is damaged.
@@ -180,7 +184,10 @@ class RunFolder:
                 raise ValueError("parts")
             for name in parts:
                 check_bounds(self._checkpoint / name)
+            if not 1 <= state["threads"] <= _MAX_THREADS:
+                raise ValueError("threads")
         self._parts = list(parts)
+        torch.set_num_threads(state["threads"])
         return state
 
     @contextmanager

@@ -24,6 +24,7 @@ from benchmarks.machine import (
     now,
     package_version,
     peak_memory,
+    threads_kept,
     versions,
 )
 from benchmarks.open_metrics import OpenScores
@@ -198,7 +199,7 @@ def run(
                 f"{export_diff}"
             )
         return row
-    with tracked(tracker, folder, said):
+    with tracked(tracker, folder, said), threads_kept():
         loop = _Loop(prepared, folder, checkpoint_seconds, workers, progress)
         if export_diff is None:
             return loop.run()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from streams.errors import StreamError
+from streams.errors import WORKER_DIED, StreamError
 from streams.types import Batch, Stream
 
 _AHEAD = 2  # batches a worker keeps ready: bounds the memory, whatever the length of the stream
@@ -32,7 +32,8 @@ def batches(stream: Stream, workers: int = 0) -> Iterator[Batch]:
         workers: Processes that decode and corrupt ahead of the caller; 0 works in the caller.
 
     Raises:
-        StreamError: For a negative number of workers, or what the source raises.
+        StreamError: For a negative number of workers, one that died while it handed over a batch,
+            or what the source raises.
     """
     if workers < 0:
         raise StreamError(f"workers={workers} is out of range: it must be at least 0")
@@ -48,4 +49,11 @@ def batches(stream: Stream, workers: int = 0) -> Iterator[Batch]:
         # Without one of its own the loader draws its base seed from torch's global generator.
         generator=torch.Generator(),
     )
-    yield from loader
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        # The other end of a pipe, or the socket that memory is passed through, is gone. What a
+        # source raised in a worker says so.
+        if "DataLoader worker" in str(error):
+            raise
+        raise StreamError(WORKER_DIED) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -78,3 +79,26 @@ def test_a_stream_pickles() -> None:
     again = pickle.loads(pickle.dumps(made))
     assert again.hash == made.hash
     assert same(list(again), list(made))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104), EOFError(), FileNotFoundError(2)])
+def test_a_worker_that_dies_in_handing_over(error: Exception, monkeypatch) -> None:
+    def loader(*args: object, **kwargs: object) -> Iterator[None]:
+        yield None
+        raise error
+
+    monkeypatch.setattr("streams.feed.DataLoader", loader)
+    made = batches(stream(), 1)
+    next(made)
+    with pytest.raises(streams.StreamError, match="a process that made batches died"):
+        next(made)
+
+
+def test_what_a_source_raised_in_a_worker_is_not_a_death(monkeypatch) -> None:
+    def loader(*args: object, **kwargs: object) -> Iterator[None]:
+        raise FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")
+        yield
+
+    monkeypatch.setattr("streams.feed.DataLoader", loader)
+    with pytest.raises(FileNotFoundError):
+        next(batches(stream(), 1))

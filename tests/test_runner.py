@@ -149,6 +149,28 @@ def test_resume_from_any_step_is_exact(method: str, at: int, tmp_path: Path) -> 
     assert pq.read_table(left).drop(drop) == pq.read_table(right).drop(drop)
 
 
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path: Path) -> None:
+    """How many share a sum says how it is rounded."""
+    spec = benchmarks.resolve("tent", "fashion-mnist-c", **SMALL)
+
+    def stop(done: int, total: int, error: float) -> None:
+        if done == 2:
+            raise StopError
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        whole = benchmarks.run(spec, tmp_path / "whole")
+        with pytest.raises(StopError):
+            benchmarks.run(spec, tmp_path / "cut", checkpoint_seconds=0, progress=stop)
+    finally:
+        torch.set_num_threads(before)
+    resumed = benchmarks.run(spec, tmp_path / "cut", resume=True)
+    assert resumed["threads"] == whole["threads"] == before + 1
+    assert without_timing(resumed) == without_timing(whole)
+    assert torch.get_num_threads() == before
+
+
 def test_workers_change_no_number(tmp_path: Path) -> None:
     spec = benchmarks.resolve("tent", "fashion-mnist-c", **SMALL)
     alone = benchmarks.run(spec, tmp_path / "alone")

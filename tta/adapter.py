@@ -250,8 +250,11 @@ class Adapter(Stateful):
         """Add forwards that ``logits`` did not make (a teacher's, an anchor's) to the report."""
         self._report["forwards"] = self._report.get("forwards", 0) + images
 
-    def update(self, loss: Tensor, images: int, name: str = "optimizer") -> None:
-        """One step on ``loss`` over ``images`` images; refused where a gradient is not finite."""
+    def update(self, loss: Tensor | Iterable[Tensor], images: int, name: str = "optimizer") -> None:
+        """One step on ``loss`` over ``images`` images; refused where a gradient is not finite.
+
+        Terms that are made on demand are back-propagated one by one: no two graphs live at once.
+        """
         self._report["backwards"] += images
         if not optim.step_if_finite(getattr(self, name), loss):
             self._report["update_refused"] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -40,14 +40,15 @@ def build(config: GradientConfig, params: Sequence[nn.Parameter]) -> torch.optim
     return rule(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
-def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
+def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor | Iterable[Tensor]) -> bool:
     """Back-propagate ``loss`` and step, unless a gradient is NaN or infinite.
 
     One host synchronisation decides; on refusal weights and moments stay as they were.
 
     Args:
         optimizer: Owner of the adapted parameters.
-        loss: Scalar with a graph.
+        loss: Scalar with a graph, or its terms: the graph of each is freed before the next is built
+            where they are made on demand.
 
     Returns:
         Whether the step was taken.
@@ -112,10 +113,13 @@ def params_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _backward(optimizer: torch.optim.Optimizer, loss: Tensor, *norms: Tensor) -> bool:
+def _backward(
+    optimizer: torch.optim.Optimizer, loss: Tensor | Iterable[Tensor], *norms: Tensor
+) -> bool:
     """Fresh gradients of ``loss``; whether they and ``norms`` are finite: one synchronisation."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    for term in (loss,) if isinstance(loss, Tensor) else loss:
+        term.backward()
     grads = [p.grad for p in params_of(optimizer) if p.grad is not None]
     norms = (*norms, *torch._foreach_norm(grads))
     return bool(grads) and bool(torch.stack(norms).isfinite().all())

@@ -161,6 +161,35 @@ class RMT(Adapter):
 
     def _learn(self, x: Tensor, step: int) -> Tensor:
         config = self.config
+        answers: list[Tensor] = []
+        parts: list[Tensor] = []
+        known = min(config.replay_batch or len(x), len(self.replay)) * (config.source_weight > 0)
+
+        def terms() -> Iterator[Tensor]:
+            if known:
+                parts.append(config.source_weight * self._replay_loss(x, step))
+                yield parts[-1]
+            loss, logits, target = self._stream_loss(x, step)
+            answers.extend((logits.detach(), target))
+            parts.append(loss)
+            yield loss
+
+        self.update(terms(), images=2 * len(x) + known)
+        self._average()
+        logits, target = answers
+        loss = torch.stack([part.detach() for part in parts]).sum()
+        self.record(loss=loss, entropy=losses.entropy(logits).mean(), selected_fraction=1.0)
+        return logits + target
+
+    def _replay_loss(self, x: Tensor, step: int) -> Tensor:
+        """Cross-entropy of kept source images, whose statistics are not those of the stream."""
+        known, labels = self._draw(self.config.replay_batch or len(x), f"replay/{step}", x)
+        with norm_layers.moving(self._own_statistics, on=False):
+            return F.cross_entropy(self.logits(known), labels)
+
+    def _stream_loss(self, x: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of the batch, and the logits ``(B, K)`` of student and teacher for it."""
+        config = self.config
         self.count_forwards(2 * len(x))
         features, logits = self._tap(self.model, x)
         # Statistics that move by themselves are those of the stream: moved once, by its images.
@@ -174,17 +203,7 @@ class RMT(Adapter):
             loss = loss + config.contrast_weight * contrast.prototype_loss(
                 self.projector, self.prototypes, features, view_features, config.temperature
             )
-        images = 2 * len(x)
-        if config.source_weight > 0:
-            known, labels = self._draw(config.replay_batch or len(x), f"replay/{step}", x)
-            with norm_layers.moving(self._own_statistics, on=False):
-                answers = self.logits(known)
-            loss = loss + config.source_weight * F.cross_entropy(answers, labels)
-            images += len(known)
-        self.update(loss, images=images)
-        self._average()
-        self.record(loss=loss, entropy=losses.entropy(logits).mean(), selected_fraction=1.0)
-        return (logits + target).detach()
+        return loss, logits, target
 
     def _target(self, x: Tensor) -> Tensor:
         """Logits ``(B, K)`` of the teacher, which is born here: before the student moves."""
