@@ -51,10 +51,18 @@ def cases(num_examples: int | None) -> list[Case]:
 
 
 def collapse_specs(
-    methods: Sequence[str], num_examples: int | None, seed: int
+    methods: Sequence[str], num_examples: int | None, seed: int, named: str = ""
 ) -> Iterator[tuple[str, str, RunSpec, RunSpec]]:
-    """Case, method, and the run without and with a guard."""
-    for case in cases(num_examples):
+    """Case, method, and the run without and with a guard, of the cases that begin with ``named``.
+
+    Raises:
+        UsageError: If none does.
+    """
+    chosen = [case for case in cases(num_examples) if case.name.startswith(named)]
+    if not chosen:
+        every = ", ".join(case.name for case in cases(None))
+        raise UsageError(f"no case begins with {named!r}; there are: {every}")
+    for case in chosen:
         for method in methods:
             rate = float(resolve(method, "fashion-mnist-c").config["lr"])
             options = {"lr": rate * case.factor}
@@ -72,14 +80,16 @@ def collapse_specs(
             yield case.name, method, plain, guarded
 
 
-def collapse(out: Path, methods: Sequence[str], num_examples: int | None, seed: int) -> str:
+def collapse(
+    out: Path, methods: Sequence[str], num_examples: int | None, seed: int, named: str = ""
+) -> str:
     """Run the collapse matrix; a Markdown table."""
     lines = [
         "| stream | method | source | without | with guard | alarms | answered by the source |"
     ]
     lines.append("|---" * 7 + "|")
     _say(lines)
-    for name, method, plain, guarded in collapse_specs(methods, num_examples, seed):
+    for name, method, plain, guarded in collapse_specs(methods, num_examples, seed, named):
         without, row = (run(spec, out, resume=True) for spec in (plain, guarded))
         lines.append(
             f"| {name} | {method} | {row['source_error_pct']:.2f} | {without['error_pct']:.2f} "
@@ -127,6 +137,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/guard"))
     parser.add_argument("--methods", help="names, separated by commas")
     parser.add_argument("--num-examples", type=int, help="images of each corruption at most")
+    parser.add_argument("--case", default="", help="of collapse: the start of a stream's name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stream", default="fashion-mnist-c", help="of the estimate")
     parser.add_argument("--backbone", help="of the estimate; the stream's own by default")
@@ -136,7 +147,7 @@ def main() -> int:
     methods = given.methods.split(",") if given.methods else default
     try:
         if given.what == "collapse":
-            collapse(given.out, methods, given.num_examples, given.seed)
+            collapse(given.out, methods, given.num_examples, given.seed, given.case)
         else:
             where = {"backbone": given.backbone, "data_dir": given.data_dir}
             estimate(
