@@ -220,8 +220,13 @@ def _slow_moments() -> Iterator[None]:
     def of_images(x: Tensor, *, correction: int = 0) -> tuple[Tensor, Tensor]:
         return torch.var_mean(x, list(range(2, x.ndim)), correction=correction)
 
+    def normalised(x: Tensor, head: moments.Head, *params: Tensor | None) -> Tensor:
+        return moments.affine(x, *head(*of_images(x), *params))
+
+    slows: dict[str, Any] = {"of_batch": of_batch, "of_images": of_images}
+    slows |= {"normalised": normalised, "fused": lambda x: False}
     with ExitStack() as stack:
-        for name, slow in (("of_batch", of_batch), ("of_images", of_images)):
+        for name, slow in slows.items():
             stack.enter_context(mock.patch.object(moments, name, slow))
         yield
 

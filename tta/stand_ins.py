@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tta import moments
 from tta.errors import AdapterError
+
+_Pair = tuple[Tensor, Tensor]
 
 
 class StandIn(nn.Module):
@@ -76,19 +79,30 @@ class StandIn(nn.Module):
 
     def by_running(self, x: Tensor) -> Tensor:
         """Normalised by the running statistics, as a BatchNorm in eval mode."""
-        if x.dtype != self.running_mean.dtype:
-            return self.scale_and_shift(x, self.running_mean, self.running_var)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+        mean, var = self.running_mean, self.running_var
+        if x.dtype != mean.dtype:
+            return moments.affine(x, *self.line(mean, var.to(x.dtype), self.weight, self.bias))
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
-    def scale_and_shift(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """``x`` normalised by ``mean`` and ``var``, each ``(C,)`` or ``(B, C)``, then affine."""
-        scale = (var.to(x.dtype) + self.eps).rsqrt()
-        scale = scale if self.weight is None else scale * self.weight
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        shape = (*(scale.shape if scale.ndim == 2 else (1, len(scale))), *(1,) * (x.ndim - 2))
-        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+    def by_moments(self, x: Tensor, mixed: Callable[[Tensor, Tensor], _Pair]) -> Tensor:
+        """Normalised by what ``mixed`` makes of the images' (biased) variance and mean ``(B, C)``.
+
+        Args:
+            x: ``(B, C, ...)``.
+            mixed: To mean and variance, ``(B, C)`` or ``(C,)``; differentiable in what it is given.
+        """
+
+        def head(var: Tensor, mean: Tensor, *affine: Tensor | None) -> _Pair:
+            centre, spread = mixed(var, mean)
+            return self.line(centre, spread.to(x.dtype), *affine)
+
+        return moments.normalised(x, head, self.weight, self.bias)
+
+    def line(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> _Pair:
+        """Factor and summand of a normalisation by ``mean`` and ``var`` and its affine part."""
+        scale = (var + self.eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        return scale, -mean * scale if bias is None else bias - mean * scale
 
 
 class RobustBN(StandIn):
@@ -112,12 +126,25 @@ class RobustBN(StandIn):
         """``(B, C, ...)``."""
         if not self.moving:
             return self.by_running(x)
-        batch_var, batch_mean = moments.of_batch(x)
-        mean = (1 - self.alpha) * self.running_mean + self.alpha * batch_mean
-        var = (1 - self.alpha) * self.running_var + self.alpha * batch_var
-        self.running_mean.copy_(mean.detach())
-        self.running_var.copy_(var.detach())
-        return self.scale_and_shift(x, mean, var)
+        weight, bias, running = self.weight, self.bias, (self.running_mean, self.running_var)
+        own = running[0].dtype == x.dtype and moments.fused(x)
+        if own and weight is not None and bias is not None:
+            out, mean, var = moments.robust(x, weight, bias, *running, self.alpha, self.eps)
+            self._move(mean, var)
+            return out
+
+        def mixed(own_var: Tensor, own_mean: Tensor) -> _Pair:
+            own_var, own_mean = moments.over_images(own_var, own_mean, x[0, 0].numel())
+            mean = (1 - self.alpha) * self.running_mean + self.alpha * own_mean
+            var = (1 - self.alpha) * self.running_var + self.alpha * own_var
+            self._move(mean.detach(), var.detach())
+            return mean, var
+
+        return self.by_moments(x, mixed)
+
+    def _move(self, mean: Tensor, var: Tensor) -> None:
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
 
 
 class IABN(StandIn):
@@ -158,24 +185,33 @@ class IABN(StandIn):
 
     def normalize(self, x: Tensor) -> Tensor:
         """``(B, C, ...)``."""
-        mean, var = self.reference(x)
         positions = x[0, 0].numel()
-        if positions <= self.skip_positions:
-            return self.scale_and_shift(x, mean, var)
-        own_var, own_mean = moments.of_images(x, correction=1)
-        spread = var + self.eps
-        mean_band = self.k * (spread / positions).sqrt()
-        var_band = self.k * spread * (2 / (positions - 1)) ** 0.5
-        mean = mean + _shrink(own_mean - mean, mean_band)
-        var = F.relu(var + _shrink(own_var - var, var_band))
-        return self.scale_and_shift(x, mean, var)
 
-    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance ``(C,)`` that the images are compared with."""
-        several = x.numel() > x.shape[1]  # one value per channel has no variance
+        def mixed(own_var: Tensor, own_mean: Tensor) -> _Pair:
+            mean, var = self.reference(own_var, own_mean, positions)
+            if positions <= self.skip_positions:
+                return mean, var
+            spread = var + self.eps
+            mean_band = self.k * (spread / positions).sqrt()
+            var_band = self.k * spread * (2 / (positions - 1)) ** 0.5
+            own_var = moments.corrected(own_var, positions)
+            mean = mean + _shrink(own_mean - mean, mean_band)
+            return mean, F.relu(var + _shrink(own_var - var, var_band))
+
+        return self.by_moments(x, mixed)
+
+    def reference(self, own_var: Tensor, own_mean: Tensor, positions: int) -> _Pair:
+        """Mean and unbiased variance ``(C,)`` that the images are compared with.
+
+        Args:
+            own_var: Biased variance of each image, ``(B, C)``.
+            own_mean: Its mean, ``(B, C)``.
+            positions: Values of each that they are over.
+        """
+        several = len(own_mean) * positions > 1  # one value per channel has no variance
         if not (several and (self.training or self.batch_statistics)):
             return self.running_mean, self.running_var
-        var, mean = moments.of_batch(x, correction=1)
+        var, mean = moments.over_images(own_var, own_mean, positions, correction=1)
         if self.training and self.moving:
             self.running_mean.lerp_(mean.detach(), self.batch_momentum)
             self.running_var.lerp_(var.detach(), self.batch_momentum)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tta import moments
 from tta.stand_ins import StandIn, whole, widened, within
 
 
@@ -65,13 +64,15 @@ class UnMixTNS(StandIn):
         """``(B, C, ...)``."""
         if x.ndim < 4:
             return self.by_running(x)
-        own_var, own_mean = moments.of_images(x)
+        return self.by_moments(x, self._mixed)
+
+    def _mixed(self, own_var: Tensor, own_mean: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             share = self.shares(own_mean)
         mean, var = self.mixture(share, own_mean, own_var)
         if self.moving:
             self.move(share, own_mean.detach(), own_var.detach())
-        return self.scale_and_shift(x, mean, var)
+        return mean, var
 
     def shares(self, own_mean: Tensor) -> Tensor:
         """Softmax ``(B, K)`` of the cosines between images ``(B, C)`` and components."""
