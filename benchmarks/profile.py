@@ -134,7 +134,7 @@ def measure(request: Request) -> dict[str, Any]:
         torch.set_num_threads(request.threads)
     backbone = load(request.backbone, checkpoint=request.checkpoint)
     model = backbone.model.to(request.device).eval()
-    feed = _Feed(_stream(request.batch_size), backbone.input_size, request.device)
+    feed = Feed(stream_of(request.batch_size), backbone.input_size, request.device)
     _, x = feed.next()
     with torch.no_grad():
         model(x)
@@ -150,7 +150,7 @@ def measure(request: Request) -> dict[str, Any]:
     bare.time()
     bare_mib = peak_memory(request.device)
     if adapter.needs.source_data:
-        adapter.fit_source(_source(adapter, feed))
+        adapter.fit_source(source_for(adapter, feed))
     with calls_of(adapter) as calls:
         for _ in range(3 if request.compiled else 2):
             adapter(x)  # warms up: thread pools, moments, teachers
@@ -192,12 +192,12 @@ def measure(request: Request) -> dict[str, Any]:
 class _Plain:
     """The step as reference implementations run it."""
 
-    def __init__(self, model: nn.Module, request: Request, feed: _Feed) -> None:
+    def __init__(self, model: nn.Module, request: Request, feed: Feed) -> None:
         execution.lay_out(model, "contiguous")
         self._adapter = tta.wrap(model, request.method, **request.options)
         self._model, self._device = model, request.device
         if self._adapter.needs.source_data:
-            self._adapter.fit_source(_source(self._adapter, feed))
+            self._adapter.fit_source(source_for(self._adapter, feed))
         self.time(feed.next()[1])
 
     def time(self, x: Tensor) -> tuple[float, float]:
@@ -234,7 +234,7 @@ def _slow_moments() -> Iterator[None]:
 def _round(
     adapter: tta.Adapter,
     bare: Bare,
-    feed: _Feed,
+    feed: Feed,
     calls: list[Call],
     device: str,
     plain: _Plain | None,
@@ -276,7 +276,7 @@ def _round(
     }
 
 
-class _Feed:
+class Feed:
     """Endless batches of a stream, resized to the model."""
 
     def __init__(self, stream: Stream, input_size: tuple[int, int], device: str) -> None:
@@ -297,7 +297,8 @@ class _Feed:
         return batch, x.contiguous().to(self._device)
 
 
-def _stream(batch_size: int) -> Stream:
+def stream_of(batch_size: int) -> Stream:
+    """Corrupted images with something to select and something to leave out."""
     return streams.create(
         STREAM,
         setting="continual",
@@ -309,7 +310,8 @@ def _stream(batch_size: int) -> Stream:
     )
 
 
-def _source(adapter: tta.Adapter, feed: _Feed) -> Iterator[Any]:
+def source_for(adapter: tta.Adapter, feed: Feed) -> Iterator[Any]:
+    """A few batches for ``fit_source``."""
     for _ in range(_SOURCE_BATCHES):
         _, x = feed.next()
         # Any labels will do: what the statistics say does not change what a step costs.
