@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -138,8 +138,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 
 
 def guard_options(
-    action: str | None, pairs: Mapping[str, str] | None, estimate: bool
-) -> dict[str, str | bool] | None:
+    action: str | None, pairs: Mapping[str, Any] | None, estimate: bool
+) -> dict[str, Any] | None:
     """``--guard``, ``--guard-set`` and ``--estimate`` as options of a guard; ``None``: no guard.
 
     Raises:
@@ -149,7 +149,7 @@ def guard_options(
         if pairs:
             raise UsageError("--guard-set has no effect without --guard or --estimate")
         return None
-    made: dict[str, str | bool] = {**(pairs or {}), "action": action or "watch"}
+    made: dict[str, Any] = {**(pairs or {}), "action": action or "watch"}
     return made | {"estimate": True} if estimate else made
 
 

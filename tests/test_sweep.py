@@ -115,6 +115,37 @@ def test_options_grid_and_overrides() -> None:
     }
 
 
+def test_what_watches_a_run_and_how_it_computes() -> None:
+    plain, *others = cells_of(
+        TINY.replace('"source"', '"tent"').replace("[0, 1]", "[0]")
+        + """
+        [grid]
+        guard = ["rollback", "freeze"]
+        [[overrides]]
+        match = { method = "tent" }
+        guard_set = { window = 16 }
+        estimate = true
+        budget = { update_every = 2 }
+        layout = "contiguous"
+        amp = "bf16"
+        compile = true
+        """
+    )
+    assert plain.spec.method == "norm"
+    assert (plain.spec.guard["action"], plain.spec.budget, plain.spec.amp) == (
+        "rollback",
+        None,
+        None,
+    )
+    assert (plain.spec.layout, plain.spec.compiled) == ("auto", False)
+    specs = [cell.spec for cell in others if cell.spec.method == "tent"]
+    assert [spec.guard["action"] for spec in specs] == ["rollback", "freeze"]
+    for spec in specs:
+        assert (spec.guard["window"], spec.guard["estimate"]) == (16, True)
+        assert spec.budget["update_every"] == 2
+        assert (spec.layout, spec.amp, spec.compiled) == ("contiguous", "bf16", True)
+
+
 def test_a_learning_stream_is_swept_like_the_others() -> None:
     (cell,) = cells_of(LIFE)
     assert (cell.spec.setting, cell.spec.num_tasks, cell.spec.eval_every) == ("sequential", 2, 4)
@@ -144,6 +175,10 @@ WRONG = {
     "backbone": ("backbones = ['fashion-resne']" + TINY, "did you mean 'fashion-resnet'"),
     "corruption": (TINY.replace("frost", "forst"), "did you mean 'frost'"),
     "severity": (TINY + "severity = 9", "severity=9 is out of range"),
+    "guard": (TINY + "guard = 'rolback'", "rollback"),
+    "guard options": (TINY + "[common.guard_set]\nwindow = 16", "has no effect without --guard"),
+    "layout": (TINY + "layout = 'last'", "channels-last"),
+    "budget": (TINY + "budget = { every = 2 }", "unknown option 'every'"),
     "option": (TINY + "[set]\nnorm.lr = 1", "unknown option 'lr'"),
     "grid": (TINY + "[grid]\nseverity = ['x']", "grid: severity"),
     "checkpoint": ("checkpoints = { a = 'b' }" + TINY, "'a', which is not among the backbones"),

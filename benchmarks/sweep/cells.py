@@ -150,7 +150,7 @@ def _learning(sweep: Sweep) -> bool:
 
 
 def _adapters(sweep: Sweep) -> _Kind:
-    from benchmarks.cli_options import source_options
+    from benchmarks.cli_options import guard_options, source_options
     from benchmarks.spec import resolve
     from benchmarks.words import read_methods, read_options, read_split
 
@@ -159,6 +159,7 @@ def _adapters(sweep: Sweep) -> _Kind:
     def make(method: str, stream: str, **given: Any) -> RunSpec:
         severity = given.pop("severity", None)
         pairs = {key: str(value) for key, value in given.pop("source_set", {}).items()}
+        watched = (given.pop("guard", None), given.pop("guard_set", {}))
         return resolve(
             method,
             stream,
@@ -166,6 +167,8 @@ def _adapters(sweep: Sweep) -> _Kind:
             source_options=source_options(given.pop("subset", None), pairs),
             setting_options=given.pop("setting_set", None),
             norm_options=given.pop("norm_set", None),
+            guard=guard_options(*watched, given.pop("estimate", False)),
+            compiled=given.pop("compile", False),
             **given,
         )
 

@@ -39,6 +39,13 @@ class Fields(_Strict):
     norm: str | None = None
     norm_set: dict[str, float | int | str] | None = None
     window: int | None = None
+    guard: str | None = None
+    guard_set: dict[str, Value] | None = None
+    estimate: bool | None = None
+    budget: dict[str, float | int] | None = None
+    layout: str | None = None
+    amp: str | None = None
+    compile: bool | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     source_dir: str | None = None
