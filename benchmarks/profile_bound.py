@@ -38,9 +38,14 @@ class Bare:
         small = max(2, len(x) // 4)
         self.batches = {len(x): x, small: x[:small]}
 
-    def time(self) -> dict[int, tuple[float, float]]:
-        """Seconds of a forward, and of a forward and backward, for each of the sizes."""
-        return {size: (self._forward(x), self._both(x)) for size, x in self.batches.items()}
+    def time(self) -> dict[int, tuple[float, float, float]]:
+        """Seconds for each of the sizes: a forward; one and a backward; a forward with a graph."""
+        return {size: self._timed(x) for size, x in self.batches.items()}
+
+    def _timed(self, x: Tensor) -> tuple[float, float, float]:
+        forward = self._forward(x)
+        both, graph = self._both(x) if self.learns else (0.0, forward)
+        return forward, both, graph
 
     def _forward(self, x: Tensor) -> float:
         started = now(self.device)
@@ -48,21 +53,23 @@ class Bare:
             self.model(x)
         return now(self.device) - started
 
-    def _both(self, x: Tensor) -> float:
-        if not self.learns:
-            return 0.0
+    def _both(self, x: Tensor) -> tuple[float, float]:
         started = now(self.device)
         loss: Tensor = self.model(x).logsumexp(1).mean()
+        graph = now(self.device) - started
         loss.backward()  # type: ignore[no-untyped-call]
         seconds = now(self.device) - started
         self.model.zero_grad(set_to_none=True)
-        return seconds
+        return seconds, graph
 
 
 def bound(
     calls: list[Call], report: dict[str, float], prices: dict[int, tuple[float, ...]], size: int
 ) -> float:
-    """Seconds of the forwards and backwards of a step, by affine prices."""
+    """Seconds of the forwards and backwards of a step, by affine prices.
+
+    What is selected is known after the forward: one with a graph is paid also where nothing is.
+    """
     (large, at_large), (small, at_small) = sorted(prices.items(), reverse=True)
 
     def price(images: int, which: int) -> float:
@@ -70,8 +77,8 @@ def bound(
         # Noise may turn the line; a size is never cheaper than in proportion to nothing.
         return max(at_large[which] + slope * (images - large), 0.0)
 
-    learnt = report["backwards"] > 0
-    seconds = sum(price(call.images, int(call.graph and learnt)) for call in calls)
+    graph = 1 if report["backwards"] > 0 else 2
+    seconds = sum(price(call.images, graph if call.graph else 0) for call in calls)
     # Forwards that did not go through the whole model's ``forward`` count by the method's report.
     unseen = report["forwards"] - sum(call.images for call in calls)
     if unseen > 0:

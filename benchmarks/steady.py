@@ -31,7 +31,7 @@ _SMALLER: dict[str, dict[str, Any]] = {
     "adanpc": {"capacity": 512},
     "adanpc-bn": {"capacity": 512},
     "adacontrast": {"queue_size": 512, "bank_size": 512},
-    **dict.fromkeys(("cotta", "memo", "petal"), {"num_views": 2}),
+    **{name: {"num_views": 2} for name in ("cotta", "memo", "petal")},
 }
 
 
