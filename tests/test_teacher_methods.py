@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tta
-from tta import ema, losses, mean_teacher, norms, posterior, views
+from tta import ema, execution, losses, mean_teacher, norms, posterior, views
 from tta.adapters.memo import marginal_entropy
 
 EXACT = 1e-12
@@ -136,6 +136,21 @@ def test_views_in_one_forward_keep_their_own_statistics():
     assert (joint - wanted).abs().max() > 1e-3  # the test would see shared statistics
     assert net[1].running_mean is not None  # the layer has its own tensors back
     assert torch.equal(net[1].running_var, torch.ones_like(net[1].running_var))
+
+
+@pytest.mark.parametrize(
+    ("layout", "images", "forwards"),
+    [("contiguous", 4, 1), ("channels-last", 4, 6), ("channels-last", 1, 1)],
+)
+def test_views_in_channels_last_go_one_by_one(layout, images, forwards):
+    net = network().eval()
+    execution.lay_out(net, layout)
+    adapter = tta.wrap(net, "cotta", num_views=6, confidence_threshold=1.0)
+    sizes = []
+    adapter.model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    adapter(batch(images))
+    # Between the source model and the student, the views of the teacher.
+    assert sizes[1:-1] == [6 * images // forwards] * forwards
 
 
 def test_views_of_one_value_a_channel_use_the_running_statistics():

@@ -27,13 +27,13 @@ class _BasicBlock(nn.Module):
         self._pad = (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         shortcut = x
         if self._stride != 1 or self._pad:
             strided = x[:, :, :: self._stride, :: self._stride]
             shortcut = F.pad(strided, (0, 0, 0, 0, self._pad, self._pad))
-        return F.relu(out + shortcut)
+        return F.relu(out + shortcut, inplace=True)
 
 
 class CifarResNet(nn.Module):
@@ -67,7 +67,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images ``(B, 3, 32, 32)`` to logits ``(B, K)``."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.layer3(self.layer2(self.layer1(out)))
         logits: Tensor = self.fc(out.mean(dim=(2, 3)))
         return logits

@@ -38,7 +38,10 @@ class TeacherConfig(GradientConfig):
         "named", "named: parameters called weight or bias, as the official code collects; or all"
     )
     images_per_forward: int = param(
-        256, "most augmented 32x32 images in one forward; fewer of larger ones", ge=1
+        256,
+        "most augmented 32x32 images in one forward; fewer of larger ones, and no two views with "
+        "BatchNorm in channels-last",
+        ge=1,
     )
 
 
@@ -130,12 +133,14 @@ def target(
         confidence = float(run(model, source, x).softmax(1).amax(1).mean())
         if not confidence < config.confidence_threshold:
             return Target(run(model, teacher, x), confidence, False, 2 * len(x))
+        layers = views.batch_layers(model)
+        apart = bool(own) or views.kept_apart(layers, teacher.values(), len(x))
         logits = views.mean_logits(
             lambda images: run(model, teacher, images),
-            views.batch_layers(model),
+            layers,
             view,
             config.num_views,
-            1 if own else config.images_per_forward,
+            1 if apart else config.images_per_forward,
         )
     return Target(logits, confidence, True, (1 + config.num_views) * len(x))
 

