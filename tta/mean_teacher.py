@@ -38,7 +38,7 @@ class TeacherConfig(GradientConfig):
         "named", "named: parameters called weight or bias, as the official code collects; or all"
     )
     images_per_forward: int = param(
-        256,
+        32,
         "most augmented 32x32 images in one forward; fewer of larger ones, and no two views with "
         "BatchNorm in channels-last",
         ge=1,
