@@ -157,6 +157,8 @@ def measure(request: Request) -> dict[str, Any]:
             bare.time()
         # Before the plain form exists: its memory is not the method's.
         peak, held = peak_memory(request.device), adapter.nbytes
+        bare.cover(max((call.images for call in calls), default=0))
+        bare.time()
         plain = None if pristine is None else _Plain(pristine, request, feed)
         rounds = [
             _round(adapter, bare, feed, calls, request.device, plain) for _ in range(request.rounds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ class Call:
 
 
 class Bare:
-    """The model alone, in the modes that the method gave it, priced at two sizes.
+    """The model alone, in the modes that the method gave it, priced at a few sizes.
 
-    The time of a forward is taken as affine in the number of images.
+    Between two of them the time of a forward is taken as affine in the number of images.
     """
 
     def __init__(self, model: nn.Module, names: set[str], x: Tensor, device: str) -> None:
@@ -37,6 +38,12 @@ class Bare:
         self.learns = any(p.requires_grad for p in model.parameters())
         small = max(2, len(x) // 4)
         self.batches = {len(x): x, small: x[:small]}
+
+    def cover(self, images: int) -> None:
+        """Price a batch of ``images`` too, where it is clearly larger than those priced so far."""
+        x = self.batches[max(self.batches)]
+        if images > 1.5 * len(x):
+            self.batches[images] = x.repeat(-(-images // len(x)), 1, 1, 1)[:images]
 
     def time(self) -> dict[int, tuple[float, float, float]]:
         """Seconds for each of the sizes: a forward; one and a backward; a forward with a graph."""
@@ -66,13 +73,16 @@ class Bare:
 def bound(
     calls: list[Call], report: dict[str, float], prices: dict[int, tuple[float, ...]], size: int
 ) -> float:
-    """Seconds of the forwards and backwards of a step, by affine prices.
+    """Seconds of the forwards and backwards of a step, by prices affine between the sizes.
 
     What is selected is known after the forward: one with a graph is paid also where nothing is.
     """
-    (large, at_large), (small, at_small) = sorted(prices.items(), reverse=True)
+    sizes = sorted(prices)
 
     def price(images: int, which: int) -> float:
+        upper = min(max(bisect_left(sizes, images), 1), len(sizes) - 1)
+        small, large = sizes[upper - 1], sizes[upper]
+        at_small, at_large = prices[small], prices[large]
         slope = (at_large[which] - at_small[which]) / (large - small)
         # Noise may turn the line; a size is never cheaper than in proportion to nothing.
         return max(at_large[which] + slope * (images - large), 0.0)
@@ -82,7 +92,7 @@ def bound(
     # Forwards that did not go through the whole model's ``forward`` count by the method's report.
     unseen = report["forwards"] - sum(call.images for call in calls)
     if unseen > 0:
-        seconds += unseen * at_large[0] / size
+        seconds += unseen * prices[size][0] / size
     return seconds
 
 

@@ -30,6 +30,14 @@ def test_bound_prices_what_a_step_did(calls, report, seconds):
     assert bound(calls, report, PRICES, 40) == pytest.approx(seconds)
 
 
+def test_a_larger_size_has_a_price_of_its_own():
+    three = {**PRICES, 160: (4.0, 8.0, 5.0)}  # out of the caches
+    report = {"forwards": 160, "backwards": 160}
+    assert bound([call(160, True)], report, three, 40) == pytest.approx(8.0)
+    assert bound([call(100, False)], report, three, 40) == pytest.approx(2.2 + 60 * 0.4 / 40)
+    assert bound([call(20, False)] * 8, report, three, 40) == pytest.approx(8 * 0.2)
+
+
 @pytest.mark.parametrize(
     ("method", "forwards", "backwards"), [("source", 1, 0), ("tent", 1, 1), ("lame", 1, 0)]
 )
