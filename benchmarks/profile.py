@@ -36,6 +36,7 @@ from tta.containers import nbytes
 STREAM = "fashion-mnist-c"
 _CORRUPTIONS = ("gaussian_noise", "fog", "contrast")
 _SOURCE_BATCHES = 2
+_WARM_UP = 10  # steps at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +153,18 @@ def measure(request: Request) -> dict[str, Any]:
     if adapter.needs.source_data:
         adapter.fit_source(source_for(adapter, feed))
     with calls_of(adapter) as calls:
-        for _ in range(3 if request.compiled else 2):
-            adapter(x)  # warms up: thread pools, moments, teachers
+        largest = 0
+        for number in range(_WARM_UP):  # thread pools, moments, teachers; memories fill
+            adapter(x)
             bare.time()
+            before, largest = largest, max((call.images for call in calls), default=0)
+            if number >= (2 if request.compiled else 1) and largest == before:
+                break
         # Before the plain form exists: its memory is not the method's.
         peak, held = peak_memory(request.device), adapter.nbytes
-        bare.cover(max((call.images for call in calls), default=0))
+        bare.cover(largest)
         bare.time()
-        plain = None if pristine is None else _Plain(pristine, request, feed)
+        plain = None if pristine is None else _Plain(pristine, request, feed, steps=number)
         rounds = [
             _round(adapter, bare, feed, calls, request.device, plain) for _ in range(request.rounds)
         ]
@@ -194,13 +199,14 @@ def measure(request: Request) -> dict[str, Any]:
 class _Plain:
     """The step as reference implementations run it."""
 
-    def __init__(self, model: nn.Module, request: Request, feed: Feed) -> None:
+    def __init__(self, model: nn.Module, request: Request, feed: Feed, steps: int) -> None:
         execution.lay_out(model, "contiguous")
         self._adapter = tta.wrap(model, request.method, **request.options)
         self._model, self._device = model, request.device
         if self._adapter.needs.source_data:
             self._adapter.fit_source(source_for(self._adapter, feed))
-        self.time(feed.next()[1])
+        for _ in range(steps):
+            self.time(feed.next()[1])
 
     def time(self, x: Tensor) -> tuple[float, float]:
         """Seconds of a bare forward and of a step."""
