@@ -104,7 +104,9 @@ class RunFolder:
         """
         if self.finished and not overwrite:
             row = self.read_result()
-            # A finished run can also be read where nothing can be written.
+            # A finished run can also be read where nothing can be written; and what a kill at its
+            # end may have left is made up for.
+            shutil.rmtree(self._checkpoint, ignore_errors=True)
             with suppress(UsageError):
                 if not self.store.has(row["run_id"]):
                     self.store.put(row)
@@ -243,6 +245,8 @@ class RunFolder:
                     writer.write_table(pq.read_table(self._checkpoint / name, schema=STEP_SCHEMA))
                 writer.write_table(pa.Table.from_pylist(self._pending, STEP_SCHEMA))
             write_json(self.result_file, result)
+        # The state first: a checkpoint that is half removed is none.
+        (self._checkpoint / "state.pt").unlink(missing_ok=True)
         shutil.rmtree(self._checkpoint)
         if self.tracker is not None:
             self.tracker.finish(result)

@@ -23,7 +23,7 @@ import benchmarks
 import tta
 from benchmarks import files, runner
 from benchmarks.cli import app
-from benchmarks.results import TIMING_FIELDS
+from benchmarks.results import TIMING_FIELDS, RunFolder
 from benchmarks.store import Store
 
 KILLS = Path(__file__).parent / "chaos" / "kills.py"
@@ -271,6 +271,28 @@ def test_a_backbone_that_throws_and_is_mended(
     assert list(tmp_path.glob("out/*/checkpoint/state.pt"))
     assert not list(tmp_path.glob("out/*/result.json"))
     assert CliRunner().invoke(app, [*RUN, "--resume"]).exit_code == 0
+    benchmarks.run(spec_of(), tmp_path / "whole")
+    same_end(tmp_path / "out", tmp_path / "whole")
+
+
+def test_an_end_that_is_cut_while_the_checkpoint_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is finished: nothing says that it is damaged, and the rest goes the next time."""
+
+    def cut(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.results.shutil.rmtree", cut)
+        with pytest.raises(KeyboardInterrupt):
+            benchmarks.run(spec_of(), tmp_path / "out", checkpoint_seconds=0)
+    (left,) = tmp_path.glob("out/*/checkpoint")
+    assert list(left.glob("steps-*.parquet"))
+    assert RunFolder(left.parent).load("cpu") is None
+    row = benchmarks.run(spec_of(), tmp_path / "out", resume=True)
+    assert not left.exists()
+    assert Store(tmp_path / "out").rows() == [row]
     benchmarks.run(spec_of(), tmp_path / "whole")
     same_end(tmp_path / "out", tmp_path / "whole")
 
