@@ -66,9 +66,11 @@ def measure(model: nn.Module, method: str, feed: Feed, steps: int) -> dict[str, 
     with mock.patch.object(Guard, "step", step):
         for number in range(steps + 2):
             _, x = feed.next()
+            before = len(inside)
             adapter(x)
             forward, _ = _timed(lambda x: _source(model, x), x)
-            if number < 2:  # thread pools, the first copies
+            # Thread pools and the first copies; a step that the guard suspended is none.
+            if number < 2 or len(inside) == before:
                 continue
             beside = whole[-1] - inside[-1]
             if adapter.report["guard_forwards"]:
@@ -79,7 +81,7 @@ def measure(model: nn.Module, method: str, feed: Feed, steps: int) -> dict[str, 
         "method": method,
         "batch_size": len(x),
         "step_ms": round(1e3 * median(inside), 2),
-        "quiet_pct": round(median(quiet), 3),
+        "quiet_pct": round(median(quiet), 3) if quiet else None,
         "check_forwards": round(median(checked), 2) if checked else None,
         "checks": len(checked),
         "steps": steps,
