@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from streams.errors import WORKER_DIED, StreamError
 from streams.types import Batch, Stream
 
+# Seconds in which the signal of a worker's end arrives, once its pipes are closed: far more than it
+# takes.
+_SIGNAL = 1.0
 _AHEAD = 2  # batches a worker keeps ready: bounds the memory, whatever the length of the stream
 
 
@@ -56,4 +61,8 @@ def batches(stream: Stream, workers: int = 0) -> Iterator[Batch]:
         # source raised in a worker says so.
         if "DataLoader worker" in str(error):
             raise
+        # Torch's signal handler raises for the same death wherever the interpreter is by then, in
+        # the caller's handling of this error too: let it do so here.
+        with suppress(RuntimeError):
+            time.sleep(_SIGNAL)
         raise StreamError(WORKER_DIED) from error

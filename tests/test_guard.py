@@ -20,6 +20,7 @@ from benchmarks.results import TIMING_FIELDS
 from tta import budget, estimate
 from tta import guard as guards
 from tta import guard_signals as signals
+from tta.factory import adapters
 
 K = 5
 SMALL = {"num_examples": 60, "batch_size": 20, "corruptions": ("fog", "contrast")}
@@ -231,6 +232,34 @@ def test_single_images_are_pooled():
         seen.append(adapter.report["guard_forwards"])
     assert [step for step, count in enumerate(seen) if count] == [15, 31]
     assert seen[15] == 16
+
+
+@pytest.mark.parametrize("method", ["cotta", "petal"])
+@pytest.mark.parametrize("batch", [40, 8])
+def test_a_mean_over_views_is_not_taken_for_doubt(method, batch, monkeypatch):
+    """Its teacher is compared, which is the source's equal here: nothing was learnt."""
+    model = network()
+    with torch.no_grad():
+        model[4].weight.mul_(20)
+        model[1].momentum = None
+        model(images(400, 99))  # running statistics of these images: the teacher is as good
+    options = {"lr": 1e-9, "num_views": 8, "confidence_threshold": 1.0}
+    watching = {"action": "watch", "window": 40, "every": 1}
+
+    def alarms(answers_with_views: bool) -> int:
+        adapter = tta.wrap(model, method, **options, guard=watching)
+        kind = type(adapter)
+        # Other images for views: each is answered surely, the mean is not.
+        monkeypatch.setattr(kind, "augment", lambda self, x, purpose: x.roll(int(purpose[-1]), 0))
+        monkeypatch.setattr(kind, "answers_with_views", answers_with_views)
+        for seed in range(160 // batch):
+            adapter(images(batch, seed))
+        assert adapter.report["guard_forwards"] == 40
+        return adapter.guard_state["alarms"]
+
+    assert adapters.get(method).answers_with_views
+    assert alarms(True) == 0
+    assert alarms(False) > 0
 
 
 def test_a_guard_that_sees_no_reason_changes_no_number():

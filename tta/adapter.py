@@ -62,6 +62,8 @@ class Adapter(Stateful):
 
     needs: ClassVar[Needs] = Needs()
     predicts: ClassVar[Literal["before", "after"]] = "before"
+    # A mean over augmented views is less sure than any one model: a guard asks ``predict`` instead.
+    answers_with_views: ClassVar[bool] = False
     Config: ClassVar[type[AdapterConfig]] = AdapterConfig
     # Options under which an untrained model takes every branch; the conformance suite runs each.
     check_options: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)

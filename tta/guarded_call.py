@@ -36,6 +36,7 @@ class GuardedCall:
         self.events: list[str] = []
         self.calls: list[estimate.Call] = []
         self.values: dict[str, float] = {}
+        self.base: dict[str, float] = {}
         self.forwards = 0
 
     @property
@@ -113,6 +114,11 @@ class GuardedCall:
         else:
             given = self._source() if given is None else given
             reference, passed = given, (logits if state["phase"] != "probe" else given)
+        # What later steps are measured against is what they have, too: the answers as given.
+        self.base = signals.watched(answers.float())
+        if self.adapter.answers_with_views:
+            answers = self.adapter.predict(images)
+            self.adapter.count_forwards(len(images))
         verdict = signals.compare(answers, reference)
         return self._judge(verdict, logits, passed, given)
 
@@ -161,7 +167,7 @@ class GuardedCall:
         if self.now >= state["next"]:
             state["next"], state["early"] = self.now + state["gap"], False
             state["gap"] = min(2 * state["gap"], self.config.every)
-        state["base"] = verdict.adapter
+        state["base"] = self.base
         if self.config.action == "watch" or state["phase"] == "frozen":
             return passed
         if max(verdict.scores.values()) < GOOD:
@@ -184,7 +190,7 @@ class GuardedCall:
             state["phase"], state["hold"] = "hold", self.config.every
             return passed
         state.update(phase="live", probes=0, next=self.now + 1, gap=1, early=False)
-        state.update(sums=signals.no_sums(), since=self.now, base=verdict.adapter)
+        state.update(sums=signals.no_sums(), since=self.now, base=self.base)
         self.events.append("live")
         return passed
 

@@ -65,6 +65,7 @@ class CoTTA(Adapter):
     """Mean teacher over augmentations, with stochastic restoration; answers with the teacher."""
 
     needs = Needs()
+    answers_with_views = True
     check_options = (
         {"num_views": 3},  # an untrained model is unsure: averages the views
         {"confidence_threshold": 0.0, "loss": "symmetric", "parameters": "all"},

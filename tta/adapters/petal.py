@@ -52,6 +52,7 @@ class PETAL(Adapter):
 
     # Labels only if the posterior is fitted: the method runs without.
     needs = Needs(source_labels=True)
+    answers_with_views = True
     check_options = (
         {"num_views": 3, "fisher_quantile": 0.1},
         {"restore": "random", "confidence_threshold": 0.0, "loss": "symmetric"},
