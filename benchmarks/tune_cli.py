@@ -13,10 +13,13 @@ from benchmarks.cli_options import (
     AsJson,
     Backbone,
     BatchSize,
+    Budget,
     Checkpoint,
     Corruption,
     DataDir,
     Device,
+    Guard,
+    GuardOptions,
     Norm,
     NormOptions,
     NumExamples,
@@ -28,6 +31,7 @@ from benchmarks.cli_options import (
     SourceOptions,
     Subset,
     Window,
+    guard_options,
     source_options,
 )
 from benchmarks.errors import UsageError
@@ -95,6 +99,9 @@ def tune(
     norm: Norm = None,
     norm_set: NormOptions = None,
     window: Window = 1,
+    guard: Guard = None,
+    guard_set: GuardOptions = None,
+    budget: Budget = None,
     source_images: SourceImages = 2000,
     source_dir: SourceDir = None,
     out: Annotated[
@@ -150,6 +157,8 @@ def tune(
             norm=norm,
             norm_options=read_numbers(read_pairs(norm_set, "--norm-set")),
             window=window,
+            guard=guard_options(guard, read_pairs(guard_set, "--guard-set"), False),
+            budget=read_pairs(budget, "--budget") or None,
             source_images=source_images,
             source_dir=str(source_dir) if source_dir else None,
         )

@@ -243,6 +243,17 @@ def test_tune_then_run(tmp_path: Path):
     assert "tent (tuned)" in done("leaderboard", "results").stdout
 
 
+def test_trials_are_guarded_and_limited_as_the_run_will_be():
+    words = ("-m", "tent", "--guard", "rollback", "--guard-set", "every=3")
+    done(*TUNE, *words, "--budget", "update_every=2")
+    specs = [json.loads(path.read_text()) for path in Path("results/tune").rglob("spec.json")]
+    assert len(specs) == 2
+    for spec in specs:
+        assert (spec["guard"]["action"], spec["guard"]["every"]) == ("rollback", 3)
+        assert spec["budget"]["update_every"] == 2
+    assert "--guard-set has no effect" in refused(*TUNE, "-m", "tent", "--guard-set", "every=3")
+
+
 def tuned_file(changes: dict | None = None) -> Path:
     """A file as ``tune`` writes it for 20 images under fog, without running a trial."""
     tuning = plan(
