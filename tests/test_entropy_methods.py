@@ -304,6 +304,34 @@ def test_sharpness_aware_step_gives_the_weights_back() -> None:
     assert torch.equal(w, before)
 
 
+@pytest.mark.parametrize("known", ["first", "second", "both"])
+def test_a_gradient_known_to_be_zero_is_the_one_that_went_back(known: str) -> None:
+    weights = []
+    for left_out in (False, True):
+        w = nn.Parameter(torch.tensor([0.1, 0.7]))
+        optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=0.01)
+
+        def loss(zero: bool, w=w, left_out=left_out) -> torch.Tensor | None:
+            return None if zero and left_out else (w**2 * (0.0 if zero else 1.0)).sum()
+
+        for empty in (False, True, True, False):
+            first, second = empty and known != "second", empty and known != "first"
+            taken = optim.sharpness_aware_step(
+                optimizer, loss(first), lambda loss=loss, second=second: loss(second), rho=0.3
+            )
+            assert taken
+        weights.append(w.detach())
+    assert torch.equal(*weights)
+
+
+def test_sar_sends_nothing_back_for_nothing(monkeypatch) -> None:
+    sure = Z * 3
+    adapter = tta.wrap(Table(sure, sure), "sar", lr=0.1, entropy_margin=1e-9)
+    monkeypatch.setattr(torch.Tensor, "backward", None)
+    adapter(X)
+    assert adapter.report["selected_fraction"] == adapter.report["update_refused"] == 0
+
+
 def test_sar_with_an_empty_selection_moves_by_momentum_alone() -> None:
     sure, flat = Z * 3, torch.zeros_like(Z)
     adapter = tta.wrap(Table(sure, sure, flat, flat), "sar", lr=0.1, recovery_threshold=0.0)

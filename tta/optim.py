@@ -57,23 +57,29 @@ def step_if_finite(optimizer: torch.optim.Optimizer, loss: Tensor | Iterable[Ten
 
 
 def sharpness_aware_step(
-    optimizer: torch.optim.Optimizer, loss: Tensor, again: Callable[[], Tensor], rho: float
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor | None,
+    again: Callable[[], Tensor | None],
+    rho: float,
 ) -> bool:
     """Step from here with the gradient taken where the loss is highest nearby (SAM).
 
     The weights go up by ``rho * g / (|g| + 1e-12)``, with one norm over all of them, ``again`` is
-    back-propagated there, and the weights come back bit for bit before the optimiser steps. A loss
-    without gradient moves nothing up, and the step is the optimiser's momentum alone.
+    back-propagated there, and the weights come back bit for bit before the optimiser steps.
+    ``None`` is a loss whose gradient is known to be 0, and nothing goes back: the first moves
+    nothing up, with the second the step is the optimiser's momentum alone.
 
     Args:
         optimizer: Owner of the adapted parameters.
-        loss: Scalar with a graph.
-        again: The loss at the raised weights: a scalar with a graph.
+        loss: Scalar with a graph, or ``None``.
+        again: The loss at the raised weights: a scalar with a graph, or ``None``.
         rho: Length of the way up.
 
     Returns:
         Whether the step was taken; not where a gradient is NaN or infinite.
     """
+    if loss is None:
+        return _step(optimizer, _backward_or_nothing(optimizer, again()))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     params: list[Tensor] = [p for p in params_of(optimizer) if p.grad is not None]
@@ -85,7 +91,7 @@ def sharpness_aware_step(
         raised = torch._foreach_mul(grads, rho / (norm + 1e-12))
         torch._foreach_add_(raised, params)
     with lent(params, raised):
-        finite = _backward(optimizer, again(), norm)
+        finite = _backward_or_nothing(optimizer, again(), norm)
     return _step(optimizer, finite)
 
 
@@ -123,6 +129,17 @@ def _backward(
     grads = [p.grad for p in params_of(optimizer) if p.grad is not None]
     norms = (*norms, *torch._foreach_norm(grads))
     return bool(grads) and bool(torch.stack(norms).isfinite().all())
+
+
+def _backward_or_nothing(
+    optimizer: torch.optim.Optimizer, loss: Tensor | None, *norms: Tensor
+) -> bool:
+    """As ``_backward``; gradients of 0 for ``None``."""
+    if loss is not None:
+        return _backward(optimizer, loss, *norms)
+    for adapted in params_of(optimizer):
+        adapted.grad = torch.zeros_like(adapted)
+    return all(bool(norm.isfinite()) for norm in norms)
 
 
 def _step(optimizer: torch.optim.Optimizer, finite: bool) -> bool:

@@ -50,17 +50,22 @@ def sar_step(
     first = objective.allowed(logits, values.detach() < limit)
     above: list[Tensor] = []
 
-    def again() -> Tensor:
+    def total(loss: Tensor, values: Tensor, chosen: Tensor, logits: Tensor) -> Tensor | None:
+        # The step is never left out, since momentum moves the weights: a gradient of zero alone is
+        # known without going back. NaN goes back, and is refused there.
+        known = not objective.terms and not bool(chosen.any() | ~values.isfinite().all())
+        return None if known else objective.total(loss, logits)
+
+    def again() -> Tensor | None:
         logits = adapter.logits(x)
         values = objective.uncertainty(logits)
         second = first & (values.detach() < limit)
         loss = chosen_mean(values, second)
         above.extend((loss.detach(), second))
-        return objective.total(loss, logits)
+        return total(loss, values, second, logits)
 
-    loss = objective.total(chosen_mean(values, first), logits)
-    # Never skipped: an empty selection has a gradient of zero, and momentum moves the weights.
-    taken = optim.sharpness_aware_step(adapter.optimizer, loss, again, rho)
+    start = total(chosen_mean(values, first), values, first, logits)
+    taken = optim.sharpness_aware_step(adapter.optimizer, start, again, rho)
     loss, second = above
     (_, before), (samples, after) = tally(first, second)
     adapter.count_backwards(before + after, taken)
