@@ -65,6 +65,7 @@ def sar_step(
         return total(loss, values, second, logits)
 
     start = total(chosen_mean(values, first), values, first, logits)
+    logits, values = logits.detach(), values.detach()  # a graph that does not go back is freed here
     taken = optim.sharpness_aware_step(adapter.optimizer, start, again, rho)
     loss, second = above
     (_, before), (samples, after) = tally(first, second)
