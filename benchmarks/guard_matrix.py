@@ -18,6 +18,7 @@ from tta.errors import AdapterError
 
 COLLAPSE = ("tent", "eata", "cotta", "deyo", "rmt")
 ESTIMATE = ("tent", "eata", "deyo", "cotta")
+SETTINGS = ("continual", "correlated", "label-shift")
 FACTOR = 10.0
 
 
@@ -106,7 +107,7 @@ def estimate(
     lines = ["| setting | method | error | estimate | confidence | agreement |", "|---" * 6 + "|"]
     _say(lines)
     stream = fields.pop("stream")
-    for setting in ("continual", "correlated", "label-shift"):
+    for setting in fields.pop("settings", SETTINGS):
         for method in methods:
             spec = resolve(
                 method,
@@ -142,6 +143,8 @@ def main() -> int:
     parser.add_argument("--stream", default="fashion-mnist-c", help="of the estimate")
     parser.add_argument("--backbone", help="of the estimate; the stream's own by default")
     parser.add_argument("--data-dir", help="of the estimate")
+    parser.add_argument("--batch-size", type=int, help="of the estimate; the setting's by default")
+    parser.add_argument("--settings", help="of the estimate: names, separated by commas")
     given = parser.parse_args()
     default = COLLAPSE if given.what == "collapse" else ESTIMATE
     methods = given.methods.split(",") if given.methods else default
@@ -149,10 +152,10 @@ def main() -> int:
         if given.what == "collapse":
             collapse(given.out, methods, given.num_examples, given.seed, given.case)
         else:
-            where = {"backbone": given.backbone, "data_dir": given.data_dir}
-            estimate(
-                given.out, methods, given.num_examples, given.seed, stream=given.stream, **where
-            )
+            names = ("stream", "backbone", "data_dir", "batch_size")
+            fields = {name: getattr(given, name) for name in names}
+            fields["settings"] = given.settings.split(",") if given.settings else SETTINGS
+            estimate(given.out, methods, given.num_examples, given.seed, **fields)
     except (UsageError, AdapterError) as error:
         sys.stderr.write(f"guard_matrix: error: {error}\n")
         return 2

@@ -41,6 +41,21 @@ def test_a_case_that_does_not_exist(
     assert not (tmp_path / "out").exists()
 
 
+def test_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["guard_matrix", "estimate", "--out", str(tmp_path), "--methods", "tent"]
+    words += ["--num-examples", "12", "--batch-size", "6", "--settings", "label-shift"]
+    monkeypatch.setattr("sys.argv", words)
+    assert guard_matrix.main() == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "tent" in line]
+    setting, method, *figures = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (setting, method) == ("label-shift", "tent")
+    assert all(0 <= float(figure) <= 100 for figure in figures)
+    (spec,) = tmp_path.glob("*/spec.json")
+    assert json.loads(spec.read_text("utf-8"))["batch_size"] == 6
+
+
 def test_cost(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
     words = ["--method", "tent", "--batch-size", "8", "--steps", "6", "--json", str(file)]
