@@ -29,6 +29,7 @@ from benchmarks.machine import check_device, now, peak_memory
 from benchmarks.profile_bound import Bare, Call, adapted, bare_twin, bound, calls_of
 from streams.types import Batch, Stream
 from tta import execution, moments
+from tta.architectures import BasicBlock, CifarResNet
 from tta.backbones import load
 from tta.containers import nbytes
 
@@ -197,11 +198,16 @@ def measure(request: Request) -> dict[str, Any]:
 
 
 class _Plain:
-    """The step as reference implementations run it."""
+    """The step as reference implementations run it: nothing of ours in the network."""
 
     def __init__(self, model: nn.Module, request: Request, feed: Feed, steps: int) -> None:
         execution.lay_out(model, "contiguous")
-        self._adapter = tta.wrap(model, request.method, **request.options)
+        for part in model.modules():
+            if isinstance(part, CifarResNet | BasicBlock):
+                part.inplace = False
+        # Its activations are torch's own: ``wrap`` replaces those of the copies that it makes.
+        own = copy.deepcopy(model)
+        self._adapter = tta.wrap(own, request.method, inplace=True, **request.options)
         self._model, self._device = model, request.device
         if self._adapter.needs.source_data:
             self._adapter.fit_source(source_for(self._adapter, feed))

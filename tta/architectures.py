@@ -14,8 +14,10 @@ from torch import Tensor, nn
 _NAME = re.compile(r"(?:cifar-)?resnet-?(\d+)")
 
 
-class _BasicBlock(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions; the shortcut subsamples by 2 and pads the channels with zeros."""
+
+    inplace = True
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -27,13 +29,16 @@ class _BasicBlock(nn.Module):
         self._pad = (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, H / stride, W / stride)``."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=self.inplace)
         out = self.bn2(self.conv2(out))
         shortcut = x
         if self._stride != 1 or self._pad:
             strided = x[:, :, :: self._stride, :: self._stride]
             shortcut = F.pad(strided, (0, 0, 0, 0, self._pad, self._pad))
-        return F.relu(out + shortcut, inplace=True)
+        # The backward of a normalisation needs what it got, not what it gave.
+        out = out.add_(shortcut) if self.inplace else out + shortcut
+        return F.relu(out, inplace=self.inplace)
 
 
 class CifarResNet(nn.Module):
@@ -46,6 +51,8 @@ class CifarResNet(nn.Module):
     Raises:
         ValueError: If ``depth`` is not of the form ``6n + 2``.
     """
+
+    inplace = True
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()
@@ -61,13 +68,13 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-        first = _BasicBlock(in_channels, out_channels, stride)
-        rest = (_BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
+        first = BasicBlock(in_channels, out_channels, stride)
+        rest = (BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
         return nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images ``(B, 3, 32, 32)`` to logits ``(B, K)``."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn1(self.conv1(x)), inplace=self.inplace)
         out = self.layer3(self.layer2(self.layer1(out)))
         logits: Tensor = self.fc(out.mean(dim=(2, 3)))
         return logits

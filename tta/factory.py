@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tta import norm_layers
+from tta.activations import spare_clones
 from tta.adapter import Adapter
 from tta.budget import BudgetConfig, limit
 from tta.config import AdapterConfig
@@ -128,6 +129,7 @@ def wrap(
             raise AdapterError(
                 f"the model cannot be copied ({error}); pass inplace=True to adapt it directly"
             ) from error
+        spare_clones(model)
     return create_adapter(
         method,
         model,
