@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from tta import norm_layers
-from tta.activations import spare_clones
 from tta.adapter import Adapter
 from tta.budget import BudgetConfig, limit
 from tta.config import AdapterConfig
 from tta.errors import AdapterError
 from tta.guard import Guarding, as_config, attach, source_copy
+from tta.quick_layers import quicken
 from tta.registry import Registry
 
 adapters: Registry[type[Adapter]] = Registry("method", "tta.adapters", group="tta.adapters")
@@ -129,7 +129,7 @@ def wrap(
             raise AdapterError(
                 f"the model cannot be copied ({error}); pass inplace=True to adapt it directly"
             ) from error
-        spare_clones(model)
+        quicken(model)
     return create_adapter(
         method,
         model,

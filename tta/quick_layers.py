@@ -1,12 +1,14 @@
-"""Activations in place that keep no more for the backward than it needs.
+"""Layers that compute what torch's and timm's do with fewer passes over the feature maps.
 
 Where a gradient is asked, torch's in-place ReLU6, SiLU and Hardswish first clone their input
 (torch 2.14): a pass over the feature map, and a second copy of it until the backward. What ReLU6
-lets through is known from its output; the other two cost less out of place.
+lets through is known from its output; the other two cost less out of place. ``tta.timm_layers`` has
+the padding of "same" convolutions.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -57,24 +59,32 @@ class Hardswish(nn.Hardswish):
         return nn.functional.hardswish(x) if _has_graph(x) else super().forward(x)
 
 
-_FOR: dict[type[nn.Module], type[nn.Module]] = {
+_IN_PLACE: dict[type[nn.Module], type[nn.Module]] = {
     nn.ReLU6: ReLU6,
     nn.SiLU: SiLU,
     nn.Hardswish: Hardswish,
 }
 
 
-def spare_clones(model: nn.Module) -> None:
-    """Let the activations of ``model`` that work in place do without a clone of their input.
+def quicken(model: nn.Module) -> None:
+    """Let activations in place and "same" convolutions of ``model`` do what they do with less.
 
     They become subclasses of what they are; modules of other classes, a user's subclass too, stay.
 
     Args:
         model: Any module, changed as it is: the values that it computes are the same.
     """
+    quick: dict[type[nn.Module], type[nn.Module]] = {}
+    if "timm" in sys.modules:  # else no layer is timm's, and it may not be installed
+        import timm.layers
+
+        from tta.timm_layers import Conv2dSame
+
+        quick[timm.layers.Conv2dSame] = Conv2dSame
     for module in model.modules():
-        if type(module) in _FOR and getattr(module, "inplace", False):
-            module.__class__ = _FOR[type(module)]
+        kinds = _IN_PLACE if getattr(module, "inplace", False) else quick
+        if type(module) in kinds:
+            module.__class__ = kinds[type(module)]
 
 
 def _has_graph(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Activations that do without a clone: the values and gradients of torch's own, bit for bit."""
+"""Layers that do with fewer passes: the values and gradients of torch's and timm's, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 import tta
-from tta.activations import spare_clones
+from tta.quick_layers import quicken
 
 KINDS = [nn.ReLU6, nn.SiLU, nn.Hardswish]
 
@@ -25,7 +27,7 @@ def twins(kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     own = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), kind(inplace=True), nn.Flatten())
     other = copy.deepcopy(own)
-    spare_clones(other)
+    quicken(other)
     assert type(other[2]) is not type(own[2])
     assert isinstance(other[2], kind)
     return own, other
@@ -81,5 +83,41 @@ def test_other_classes_and_other_modes_stay() -> None:
 
     model = nn.Sequential(Own(inplace=True), nn.ReLU6(), nn.ReLU(inplace=True))
     before = [type(module) for module in model]
-    spare_clones(model)
+    quicken(model)
     assert [type(module) for module in model] == before
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (7, 10)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (4, 3, 2), (1, 2, 1)]
+)
+def test_same_convolutions_are_timms(kernel, stride, dilation, size, layout) -> None:
+    torch.manual_seed(0)
+    own = Conv2dSame(4, 6, kernel, stride, dilation=dilation, groups=2)
+    other = copy.deepcopy(own)
+    quicken(other)
+    assert type(other) is not type(own)
+    found = []
+    for module in (own, other):
+        leaf = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(1))
+        leaf = leaf.contiguous(memory_format=layout).requires_grad_()
+        out = module(leaf)
+        (out * out.detach().cos()).sum().backward()
+        found.append((out.detach(), leaf.grad, module.weight.grad, module.bias.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        assert torch.equal(other(leaf), found[0][0])
+
+
+def test_an_efficientnet_is_the_same() -> None:
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=7).eval()
+    quick, plain = (tta.wrap(copy.deepcopy(model), "tent", inplace=own) for own in (False, True))
+    kinds = {type(module).__module__ for module in quick.model.modules()}
+    assert {"tta.quick_layers", "tta.timm_layers"} <= kinds
+    assert not any(type(module).__module__.startswith("tta.") for module in plain.model.modules())
+    for seed in range(2):
+        x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(quick(x), plain(x))
+    pickle.loads(pickle.dumps(quick.model))
