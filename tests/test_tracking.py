@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,8 @@ def wandb_records(file: Path) -> Iterator[Any]:
             at += left
             continue
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + size > len(data):
+            return  # still being written
         whole += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):
@@ -188,7 +191,11 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = benchmarks.run(SPEC, tmp_path / "out", tracker=make_tracker(["wandb"]))
     folder = folder_of(tmp_path / "out")
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    records = list(wandb_records(file))
+    # Its service writes the file, and may do so after the run is finished here.
+    end = time.monotonic() + 100
+    while not (records := list(wandb_records(file))) or not records[-1].HasField("exit"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
     # The library may send the config with the run or after it.
     config = [u for r in records for u in (*r.run.config.update, *r.config.update)]
     said = {u.key or ".".join(u.nested_key): u.value_json for u in config}
