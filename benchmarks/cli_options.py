@@ -147,7 +147,7 @@ def guard_options(
     """
     if action is None and not estimate:
         if pairs:
-            raise UsageError("--guard-set has no effect without --guard or --estimate")
+            raise UsageError("--guard-set has no effect without a guard: add --guard rollback")
         return None
     made: dict[str, Any] = {**(pairs or {}), "action": action or "watch"}
     return made | {"estimate": True} if estimate else made

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.errors import UsageError
 from benchmarks.runner import run
 from benchmarks.spec import RunSpec, resolve
+from streams.errors import StreamError
 from tta.errors import AdapterError
 
 COLLAPSE = ("tent", "eata", "cotta", "deyo", "rmt")
@@ -156,7 +157,7 @@ def main() -> int:
             fields = {name: getattr(given, name) for name in names}
             fields["settings"] = given.settings.split(",") if given.settings else SETTINGS
             estimate(given.out, methods, given.num_examples, given.seed, **fields)
-    except (UsageError, AdapterError) as error:
+    except (UsageError, AdapterError, StreamError) as error:
         sys.stderr.write(f"guard_matrix: error: {error}\n")
         return 2
     return 0

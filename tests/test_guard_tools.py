@@ -54,6 +54,9 @@ def test_estimate(
     assert all(0 <= float(figure) <= 100 for figure in figures)
     (spec,) = tmp_path.glob("*/spec.json")
     assert json.loads(spec.read_text("utf-8"))["batch_size"] == 6
+    monkeypatch.setattr("sys.argv", [*words, "--settings", "label-shfit"])
+    assert guard_matrix.main() == 2
+    assert "did you mean 'label-shift'?" in capsys.readouterr().err
 
 
 def test_cost(tmp_path: Path) -> None:
