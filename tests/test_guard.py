@@ -456,7 +456,7 @@ def test_options_on_the_command_line(tmp_path: Path) -> None:
     assert row["degraded_pct"] == 50
     for words, said in (
         (["--guard", "freez"], "Input should be 'rollback'"),
-        (["--guard-set", "every=2"], "no effect without --guard"),
+        (["--guard-set", "every=2"], "no effect without a guard"),
         (["--guard", "freeze", "--guard-set", "every=x"], "every"),
         (["--budget", "update_every=0"], "at least 1"),
     ):

@@ -176,7 +176,7 @@ WRONG = {
     "corruption": (TINY.replace("frost", "forst"), "did you mean 'frost'"),
     "severity": (TINY + "severity = 9", "severity=9 is out of range"),
     "guard": (TINY + "guard = 'rolback'", "rollback"),
-    "guard options": (TINY + "[common.guard_set]\nwindow = 16", "has no effect without --guard"),
+    "guard options": (TINY + "[common.guard_set]\nwindow = 16", "has no effect without a guard"),
     "layout": (TINY + "layout = 'last'", "channels-last"),
     "budget": (TINY + "budget = { every = 2 }", "unknown option 'every'"),
     "option": (TINY + "[set]\nnorm.lr = 1", "unknown option 'lr'"),
