@@ -48,6 +48,9 @@ class Request:
         method: Registered name.
         backbone: A spec of ``tta.backbones.load``.
         checkpoint: Weights file of the backbone.
+        stream: A stream with common corruptions: what a method selects depends on its images.
+        data_dir: Folder of its data.
+        severity: Of its corruptions, 1 to 5.
         batch_size: Images a step.
         rounds: Measured steps; each also prices the bare model.
         layout: ``auto``, ``channels-last``, ``contiguous``, or ``own``: as the backbone is loaded.
@@ -63,6 +66,9 @@ class Request:
     method: str
     backbone: str
     checkpoint: Path | None = None
+    stream: str = STREAM
+    data_dir: Path | None = None
+    severity: int = 5
     batch_size: int = 200
     rounds: int = 10
     layout: Choice = "auto"
@@ -128,6 +134,7 @@ def measure(request: Request) -> dict[str, Any]:
     Raises:
         tta.AdapterError: If the method cannot adapt the backbone.
         BackboneError: If the backbone cannot be had.
+        StreamError: If the stream has no such corruptions, or its data is missing.
         UsageError: If the device is not there.
     """
     check_device(request.device)
@@ -136,7 +143,8 @@ def measure(request: Request) -> dict[str, Any]:
         torch.set_num_threads(request.threads)
     backbone = load(request.backbone, checkpoint=request.checkpoint)
     model = backbone.model.to(request.device).eval()
-    feed = Feed(stream_of(request.batch_size), backbone.input_size, request.device)
+    images = stream_of(request.batch_size, request.stream, request.data_dir, request.severity)
+    feed = Feed(images, backbone.input_size, request.device)
     _, x = feed.next()
     with torch.no_grad():
         model(x)
@@ -311,12 +319,19 @@ class Feed:
         return batch, x.contiguous().to(self._device)
 
 
-def stream_of(batch_size: int) -> Stream:
-    """Corrupted images with something to select and something to leave out."""
+def stream_of(
+    batch_size: int, name: str = STREAM, data_dir: Path | None = None, severity: int = 5
+) -> Stream:
+    """Corrupted images with something to select and something to leave out.
+
+    Raises:
+        StreamError: If the stream has no such corruptions, or its data is missing.
+    """
     return streams.create(
-        STREAM,
-        setting="continual",
-        severity=(5,),
+        name,
+        data_dir=data_dir,
+        setting="mixed",
+        severity=(severity,),
         corruptions=_CORRUPTIONS,
         num_examples=min(10_000, batch_size * 8),
         batch_size=batch_size,

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from benchmarks.cli_errors import user_errors
-from benchmarks.cli_options import Amp, AsJson, Checkpoint, Compiled, Device, Layout
+from benchmarks.cli_options import Amp, AsJson, Checkpoint, Compiled, DataDir, Device, Layout
 from benchmarks.errors import UsageError
 from benchmarks.words import read_methods, read_options, read_split
 
@@ -22,6 +22,12 @@ def profile(
         str, typer.Option(help="Embedded name, timm:NAME, cifar-resnet32, …")
     ] = "fashion-resnet",
     checkpoint: Checkpoint = None,
+    stream: Annotated[
+        str,
+        typer.Option("--stream", "-s", help="Where the images come from: one with corruptions."),
+    ] = "fashion-mnist-c",
+    data_dir: DataDir = None,
+    severity: Annotated[int, typer.Option(help="Of its corruptions.", min=1, max=5)] = 5,
     batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 200,
     rounds: Annotated[int, typer.Option(help="Measured steps of each method.", min=1)] = 10,
     layout: Layout = "auto",
@@ -54,10 +60,12 @@ def profile(
       tta-bench profile -m 'tent,eata,cotta' --batch-size 64 --rounds 5
 
       tta-bench profile -m '*' --backbone cifar-resnet32 --checkpoint FILE --out cost.csv
+
+      tta-bench profile -m eata --backbone efficientnet-lite0 -s imagenet-c --data-dir data
     """
     with user_errors():
         import tta
-        from benchmarks.profile import STREAM, Request
+        from benchmarks.profile import Request
         from benchmarks.profile_table import apart, profile_table
         from benchmarks.protocols import presets
         from benchmarks.spec import parse_options
@@ -71,13 +79,16 @@ def profile(
         configs = {}
         for name in methods:
             kind = tta.adapter_config(name)
-            preset = presets().get(name, {}).get(STREAM, {})
+            preset = presets().get(name, {}).get(stream, {})
             configs[name] = kind.create(preset | parse_options(kind, options[name]))
         requests = [
             Request(
                 method=name,
                 backbone=backbone,
                 checkpoint=checkpoint,
+                stream=stream,
+                data_dir=data_dir,
+                severity=severity,
                 batch_size=batch_size,
                 rounds=rounds,
                 layout=layout,

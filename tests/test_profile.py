@@ -63,6 +63,24 @@ def test_teachers_and_source_data():
     assert measure(Request(method="adanpc", backbone="fashion-resnet", batch_size=4, rounds=1))
 
 
+def test_images_of_another_stream():
+    """A method that selects by entropy selects more of lightly corrupted images."""
+    of = {
+        severity: measure(
+            Request(
+                method="eata",
+                backbone="fashion-resnet",
+                severity=severity,
+                batch_size=64,
+                rounds=2,
+                options={"fisher_weight": 0.0, "redundancy_margin": 1.1},
+            )
+        )
+        for severity in (1, 5)
+    }
+    assert of[1]["backwards"] > of[5]["backwards"] > 0
+
+
 def test_command(tmp_path):
     from benchmarks.cli import app
 
@@ -81,6 +99,8 @@ def test_command(tmp_path):
         (["-m", "tnet"], "did you mean 'tent'"),
         (["-m", "tent", "--checkpoint", "nowhere.pt"], "is not a file"),
         (["-m", "tent", "--set", "lrr=1"], "lrr"),
+        (["-m", "tent", "-s", "fashion-mnst-c"], "did you mean 'fashion-mnist-c'"),
+        (["-m", "tent", "-s", "cifar10-c", "--data-dir", "nowhere"], "no CIFAR-10-C in nowhere"),
     ],
 )
 def test_wrong_words(words, said):
