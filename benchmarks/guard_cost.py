@@ -23,7 +23,7 @@ import streams
 import tta
 from benchmarks.errors import UsageError
 from benchmarks.files import write_json
-from benchmarks.profile import Feed, source_for, stream_of
+from benchmarks.profile_feed import Feed, source_for, stream_of
 from tta.backbones import load
 from tta.errors import AdapterError
 from tta.guard import Guard

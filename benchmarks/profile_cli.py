@@ -65,8 +65,8 @@ def profile(
     """
     with user_errors():
         import tta
-        from benchmarks.profile import Request
         from benchmarks.profile_table import apart, profile_table
+        from benchmarks.profile_types import Request
         from benchmarks.protocols import presets
         from benchmarks.spec import parse_options
 

@@ -9,13 +9,15 @@ import multiprocessing
 import statistics
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.console import bar_size, new_table, show
 from benchmarks.errors import UsageError
 from benchmarks.files import asked_for
-from benchmarks.profile import Request, measure
+from benchmarks.profile import measure
+from benchmarks.profile_types import Request
 from tta.errors import AdapterError
 
 Row = dict[str, Any]
@@ -52,24 +54,22 @@ def apart(requests: Sequence[Request], skip: set[str], out: Path | None = None) 
     Raises:
         UsageError: If no method could be measured, or the file cannot be written.
     """
-    from pebble import ProcessPool
     from tqdm import tqdm
 
     rows = []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=1, max_tasks=1, context=spawn) as pool:
-        bar = tqdm(requests, unit="method", disable=None, **bar_size())
-        for request in bar:
-            bar.set_description(request.method)
-            try:
-                rows.append(pool.schedule(measure, args=[request]).result())
-                if out is not None:
-                    write_csv(rows, out)
-            except AdapterError as error:
-                if request.method not in skip:
-                    pool.stop()
-                    raise
-                tqdm.write(f"left out {request.method}: {error}", file=sys.stderr)
+    bar = tqdm(requests, unit="method", disable=None, **bar_size())
+    for request in bar:
+        bar.set_description(request.method)
+        try:
+            with ProcessPoolExecutor(1, spawn) as pool:
+                rows.append(pool.submit(measure, request).result())
+        except AdapterError as error:
+            if request.method not in skip:
+                raise
+            tqdm.write(f"left out {request.method}: {error}", file=sys.stderr)
+        if out is not None and rows:
+            write_csv(rows, out)
     if not rows:
         raise UsageError("no method of the pattern can adapt this backbone; name another")
     return rows

@@ -3,8 +3,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.profile import Request, measure
+from benchmarks.profile import measure
 from benchmarks.profile_bound import Call, bound
+from benchmarks.profile_types import Request
 
 
 def call(images, graph):
@@ -85,11 +86,13 @@ def test_command(tmp_path):
     from benchmarks.cli import app
 
     file = tmp_path / "cost.csv"
-    words = ["profile", "-m", "source", "--batch-size", "4", "--rounds", "1", "--json"]
+    words = ["profile", "-m", "source", "--batch-size", "4", "--rounds", "1", "--json", "--plain"]
     ran = CliRunner().invoke(app, [*words, "--out", str(file)])
     assert ran.exit_code == 0, ran.output
     rows = json.loads(ran.stdout)
     assert [row["method"] for row in rows] == ["source"]
+    assert rows[0]["plain_ms"] > 0
+    assert rows[0]["speedup"] > 0
     assert file.read_text().splitlines()[0].split(",") == list(rows[0])
 
 
