@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -22,6 +21,7 @@ from benchmarks.diff_cli import diff
 from benchmarks.errors import UsageError
 from benchmarks.experiment_cli import experiment
 from benchmarks.profile_cli import profile
+from benchmarks.quiet import quiet_imports
 from benchmarks.report_cli import report
 from benchmarks.reproduce_cli import reproduce
 from benchmarks.results_cli import app as results_app
@@ -206,10 +206,7 @@ def new_adapter(
 
 def main() -> None:
     """Entry point of the script."""
-    # timm 1.0.9 trips over it at import; nothing that a user could act on.
-    warnings.filterwarnings("ignore", message=".*torch.jit.interface.*", category=FutureWarning)
-    # Avalanche looks for a solver that GEM alone needs.
-    warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
+    quiet_imports()
     try:
         status = app(standalone_mode=False)
     except _WRONG_WORDS as error:

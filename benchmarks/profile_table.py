@@ -18,6 +18,7 @@ from benchmarks.errors import UsageError
 from benchmarks.files import asked_for
 from benchmarks.profile import measure
 from benchmarks.profile_types import Request
+from benchmarks.quiet import quiet_imports
 from tta.errors import AdapterError
 
 Row = dict[str, Any]
@@ -62,7 +63,7 @@ def apart(requests: Sequence[Request], skip: set[str], out: Path | None = None) 
     for request in bar:
         bar.set_description(request.method)
         try:
-            with ProcessPoolExecutor(1, spawn) as pool:
+            with ProcessPoolExecutor(1, spawn, quiet_imports) as pool:
                 rows.append(pool.submit(measure, request).result())
         except AdapterError as error:
             if request.method not in skip:

@@ -82,13 +82,14 @@ def test_images_of_another_stream():
     assert of[1]["backwards"] > of[5]["backwards"] > 0
 
 
-def test_command(tmp_path):
+def test_command(tmp_path, capfd):
     from benchmarks.cli import app
 
     file = tmp_path / "cost.csv"
     words = ["profile", "-m", "source", "--batch-size", "4", "--rounds", "1", "--json", "--plain"]
     ran = CliRunner().invoke(app, [*words, "--out", str(file)])
     assert ran.exit_code == 0, ran.output
+    assert "Warning" not in capfd.readouterr().err
     rows = json.loads(ran.stdout)
     assert [row["method"] for row in rows] == ["source"]
     assert rows[0]["plain_ms"] > 0
@@ -106,10 +107,11 @@ def test_command(tmp_path):
         (["-m", "tent", "-s", "cifar10-c", "--data-dir", "nowhere"], "no CIFAR-10-C in nowhere"),
     ],
 )
-def test_wrong_words(words, said):
+def test_wrong_words(words, said, capfd):
     from benchmarks.cli import app
 
     ran = CliRunner().invoke(app, ["profile", *words])
     assert ran.exit_code == 2
     assert said in ran.stderr
     assert ran.stderr.count("\n") == 1
+    assert capfd.readouterr().err == ""  # of the process that measures

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.errors import UsageError
+from benchmarks.quiet import quiet_imports
 from benchmarks.store import Store
 from streams.errors import StreamError
 from streams.secrets import masked
@@ -71,8 +71,7 @@ def be_worker() -> None:
     """Prepare a process that is here to work."""
     from benchmarks.allocator import keep_freed_memory
 
-    # Nothing that a user could act on; see ``benchmarks.cli.main``.
-    warnings.filterwarnings("ignore", message=".*torch.jit.interface.*", category=FutureWarning)
+    quiet_imports()
     keep_freed_memory()
 
 
