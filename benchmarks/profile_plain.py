@@ -23,7 +23,7 @@ import tta
 from benchmarks.machine import now
 from benchmarks.profile_feed import Feed, source_for, stream_of
 from benchmarks.profile_types import Request
-from benchmarks.quiet import quiet_imports
+from benchmarks.quiet import quiet_worker
 from tta import execution, moments
 from tta.architectures import BasicBlock, CifarResNet
 from tta.backbones import load
@@ -35,7 +35,7 @@ class PlainTwin:
     def __init__(self, request: Request, steps: int) -> None:
         """Start it, and warm it up for ``steps`` steps."""
         spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, spawn, quiet_imports)
+        self._pool = ProcessPoolExecutor(1, spawn, quiet_worker)
         self._pool.submit(_start, request, steps).result()
 
     def time(self, x: Tensor) -> tuple[float, float]:

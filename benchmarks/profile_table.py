@@ -69,8 +69,9 @@ def apart(requests: Sequence[Request], skip: set[str], out: Path | None = None) 
             if request.method not in skip:
                 raise
             tqdm.write(f"left out {request.method}: {error}", file=sys.stderr)
-        if out is not None and rows:
-            write_csv(rows, out)
+        else:
+            if out is not None:
+                write_csv(rows, out)
     if not rows:
         raise UsageError("no method of the pattern can adapt this backbone; name another")
     return rows

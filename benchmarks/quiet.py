@@ -1,7 +1,8 @@
-"""Warnings of packages that no user could act on."""
+"""What no user could act on: warnings of packages, tracebacks of processes that are stopped."""
 
 from __future__ import annotations
 
+import signal
 import warnings
 
 
@@ -11,3 +12,9 @@ def quiet_imports() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.interface.*", category=FutureWarning)
     # Avalanche looks for a solver that GEM alone needs.
     warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
+
+
+def quiet_worker() -> None:
+    """Prepare a process that works for another: Ctrl-C ends it at once, and the other says so."""
+    quiet_imports()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -115,3 +118,11 @@ def test_wrong_words(words, said, capfd):
     assert said in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert capfd.readouterr().err == ""  # of the process that measures
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_ctrl_c_ends_the_plain_process_without_a_word():
+    code = "import os, signal; from benchmarks.quiet import quiet_worker; quiet_worker()\n"
+    code += "os.kill(os.getpid(), signal.SIGINT)\nprint('went on')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
